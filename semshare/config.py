@@ -1,0 +1,127 @@
+"""Settings of an engine and of one request. Both are validated once, when they are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from semshare.errors import InvalidPolicy, InvalidRequest
+
+ReuseMode = Literal["off", "prefix", "span", "semantic"]
+SelectionName = Literal[
+    "none", "deviation", "first_k", "tail", "query_attention", "donor_history", "random"
+]
+
+REUSE_MODES: tuple[str, ...] = get_args(ReuseMode)
+SELECTION_NAMES: tuple[str, ...] = get_args(SelectionName)
+
+
+@dataclass(frozen=True, slots=True)
+class ReusePolicy:
+    """How much of other prompts' KV one request may use.
+
+    The defaults are measured: `docs/decisions.md` names the record behind each of them.
+
+    mode:           `off` computes everything; `prefix` shares exact prefixes (lossless); `span`
+                    also reuses identical text at any position; `semantic` also maps tokens onto
+                    similar ones of a similar donor.
+    recompute:      share of the prompt's tokens, 0 to 1, computed fresh on top of those that
+                    have to be (unmatched tokens in `span`, facts, sinks, the tail).
+    selection:      which tokens the `recompute` budget is spent on.
+    only_unmatched: spend the budget on tokens whose id the donor does not have, before others.
+    min_similarity: a donor whose prompt is less similar than this (0 to 1) is not used for
+                    fuzzy matching.
+    min_span:       runs of identical ids shorter than this (tokens) are not reused as spans.
+    sink_tokens:    first tokens of the prompt that are exact or fresh, never approximate.
+    tail_tokens:    last tokens of the prompt (the question) that are exact or fresh.
+    fact_guard:     tokens that carry facts (numbers, names, negations, units, code identifiers)
+                    are reused only where the id and its neighbours are identical.
+    max_divergence: KL in nats; reuse steps down (semantic → span → prefix) in this namespace
+                    while the divergence measured by `SemShare.verify` is above it. None: never.
+    remember:       keep the prompt as a donor once it has been computed in full.
+    seed:           for the `random` selection.
+    """
+
+    mode: ReuseMode = "semantic"
+    recompute: float = 0.10
+    selection: SelectionName = "donor_history"
+    only_unmatched: bool = True
+    min_similarity: float = 0.6
+    min_span: int = 16
+    sink_tokens: int = 4
+    tail_tokens: int = 24
+    fact_guard: bool = True
+    max_divergence: float | None = None
+    remember: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_choice("mode", self.mode, REUSE_MODES)
+        _require_choice("selection", self.selection, SELECTION_NAMES)
+        _require_range("recompute", self.recompute, 0.0, 1.0)
+        _require_range("min_similarity", self.min_similarity, 0.0, 1.0)
+        _require_range("min_span", self.min_span, 1, 1 << 20)
+        _require_range("sink_tokens", self.sink_tokens, 0, 1 << 20)
+        _require_range("tail_tokens", self.tail_tokens, 1, 1 << 20)
+        _require_range("seed", self.seed, 0, 2**63 - 1)
+        if self.max_divergence is not None:
+            _require_range("max_divergence", self.max_divergence, 0.0, math.inf)
+        for name in ("only_unmatched", "fact_guard", "remember"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidPolicy(f"policy.{name} is {value!r}: it must be true or false")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> ReusePolicy:
+        """A policy from decoded JSON or msgpack; an unknown key is an `InvalidPolicy`."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise InvalidPolicy(
+                f"unknown policy field {unknown[0]!r}: known are {', '.join(known)}"
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one engine; they hold for its life.
+
+    kv_budget_bytes:   most bytes the KV pool may take; the pool's memory is touched as it fills.
+    page_size:         slots a page; prefixes are shared in whole pages.
+    history_tokens:    answer tokens decoded when a donor is remembered, whose attention to the
+                       donor's tokens guides the `donor_history` selection. 0: none.
+    max_donors_tried:  donors compared token by token with a target in `semantic` mode.
+    """
+
+    kv_budget_bytes: int = 2 << 30
+    page_size: int = 16
+    history_tokens: int = 40
+    max_donors_tried: int = 3
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("kv_budget_bytes", 1, 1 << 50),
+            ("page_size", 1, 4096),
+            ("history_tokens", 0, 4096),
+            ("max_donors_tried", 1, 64),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidRequest(
+                    f"{name} is {value!r}: it must lie between {low} and {high}"
+                )
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidPolicy(f"policy.{name} is {value!r}: choose one of {', '.join(choices)}")
+
+
+def _require_range(name: str, value: float, low: float, high: float) -> None:
+    number = isinstance(value, int) if isinstance(low, int) else isinstance(value, (int, float))
+    if isinstance(value, bool) or not number or not low <= value <= high:
+        kind = "a whole number" if isinstance(low, int) else "a number"
+        raise InvalidPolicy(f"policy.{name} is {value!r}: it must be {kind} from {low} to {high}")

@@ -1,0 +1,64 @@
+"""The one error tree. Catch `SemShareError` to catch everything semshare raises on purpose.
+
+SemShareError
+├── InvalidRequest          the caller sent something that can never work
+│   ├── InvalidPolicy       a ReusePolicy field out of range, or unknown
+│   └── PromptTooLong       prompt (+ answer) does not fit the model's context
+├── NotFound                a donor id that is not in this namespace
+├── UnsupportedModel        a model family or RoPE variant the adapter can't run exactly
+├── ModelNotAvailable       weights, tokenizer or an optional package are missing
+├── PoolExhausted           the KV byte budget is full of what is in use or pinned
+└── BenchmarkRefused        a benchmark whose correctness check failed, so no speed is reported
+
+Every message names the value, the limit and the way out.
+"""
+
+
+class SemShareError(Exception):
+    """Base of every error semshare raises on purpose."""
+
+
+class InvalidRequest(SemShareError, ValueError):
+    """The request can never succeed as sent."""
+
+
+class InvalidPolicy(InvalidRequest):
+    """A `ReusePolicy` field is unknown or out of its range."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room in the model's context window."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt has {tokens} tokens; this model's context holds {limit}, one of which "
+            f"the answer needs: shorten the prompt to at most {limit - 1} tokens"
+        )
+        self.tokens = tokens
+        self.limit = limit
+
+
+class NotFound(SemShareError, LookupError):
+    """No such donor in this namespace."""
+
+
+class UnsupportedModel(SemShareError):
+    """The model can't be run layer by layer with exact results."""
+
+
+class ModelNotAvailable(SemShareError):
+    """Model files or an optional package are missing."""
+
+
+class PoolExhausted(SemShareError):
+    """The KV pool has no free or evictable slots left."""
+
+    def __init__(self, wanted: int, free: int, total: int) -> None:
+        super().__init__(
+            f"{wanted} KV slots wanted, {free} of {total} free and nothing left to evict: "
+            "raise kv_budget_bytes, unpin or forget donors, or shorten the prompt"
+        )
+
+
+class BenchmarkRefused(SemShareError):
+    """Correctness missed its bound, so the benchmark prints no speed."""

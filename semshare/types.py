@@ -1,0 +1,209 @@
+"""What the stages hand to each other, and what the caller gets back. All of it is frozen.
+
+n is the number of tokens of the target prompt throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Ids: TypeAlias = NDArray[np.int32]  # token ids, [n]
+Positions: TypeAlias = NDArray[np.int32]
+Slots: TypeAlias = NDArray[np.int64]  # indices into the KV pool
+Mask: TypeAlias = NDArray[np.bool_]
+Scores: TypeAlias = NDArray[np.float32]
+
+
+class ChatMessage(TypedDict):
+    """One message of a chat, in OpenAI's form."""
+
+    role: str
+    content: str
+
+
+Prompt: TypeAlias = str | Sequence[ChatMessage] | Sequence[int] | NDArray[np.integer]
+FinishReason: TypeAlias = Literal["stop", "length"]
+RememberState: TypeAlias = Literal["no", "pending", "done"]
+
+
+class TokenSource(IntEnum):
+    """Where one target token's KV comes from."""
+
+    FRESH = 0  # computed for this request
+    PREFIX = 1  # same ids at the same positions from the start: exact
+    SPAN = 2  # same id, after a different context or at another position
+    FUZZY = 3  # another id with a similar meaning
+
+
+@dataclass(frozen=True, slots=True)
+class DonorInfo:
+    """A donor as the caller sees it."""
+
+    id: str
+    namespace: str
+    tokens: int
+    bytes: int  # KV bytes it would hold alone; shared pages are counted in full
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """For every target token, the donor token that stands for it, if any.
+
+    `donor` indexes `donors`; −1 where nothing matched. `position` is the position in that donor.
+    `similarity` is 1.0 for identical ids.
+    """
+
+    source: NDArray[np.uint8]  # [n] TokenSource
+    donor: NDArray[np.int32]  # [n]
+    position: Positions  # [n]
+    similarity: Scores  # [n]
+    donors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviationSchedule:
+    """Per-layer recompute by KV deviation, the executor's only dynamic row choice.
+
+    Layers before `full_layers` run on all candidate rows. From then on layer l keeps the
+    `keep[l]` candidate rows whose key and value differ most from the reused ones (squared L2),
+    a set that only shrinks with depth (CacheBlend, arXiv 2405.16444; SemShareKV, 2509.24832).
+    """
+
+    full_layers: int
+    keep: tuple[int, ...]  # [layers] rows kept, besides those that are fresh anyway
+    candidates: Positions  # rows that may be chosen
+
+
+@dataclass(frozen=True, slots=True)
+class ReusePlan:
+    """All that execution needs to know. Made without a model; executing it decides nothing."""
+
+    ids: Ids  # [n]
+    source: NDArray[np.uint8]  # [n] TokenSource
+    donor: NDArray[np.int32]  # [n] index into `donors`, −1 for fresh and for undonated prefixes
+    position: Positions  # [n] position in the donor, −1 for fresh
+    slots: Slots  # [n] pool slot of the reused KV, −1 for fresh
+    donors: tuple[str, ...]
+    reasons: NDArray[np.uint8]  # [n] `FreshReason` of fresh tokens, 0 for reused ones
+    deviation: DeviationSchedule | None = None
+
+    @property
+    def fresh_rows(self) -> Positions:
+        """Positions computed in every layer, ascending."""
+        return np.flatnonzero(self.source == TokenSource.FRESH).astype(np.int32)
+
+    @property
+    def is_exact(self) -> bool:
+        """True where every reused token is a prefix hit, so nothing is approximate."""
+        return bool(np.all(self.source <= TokenSource.PREFIX))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens by source: `{"fresh": …, "prefix": …, "span": …, "fuzzy": …}`."""
+        return count_sources(self.source)
+
+
+class FreshReason(IntEnum):
+    """Why a token is computed rather than reused."""
+
+    REUSED = 0
+    UNMATCHED = 1  # no donor token stands for it
+    FACT = 2  # the guard: a fact whose id or neighbours differ
+    EDGE = 3  # one of the first tokens, or of the question at the end
+    SELECTED = 4  # chosen by the selection policy
+
+
+def count_sources(source: NDArray[np.uint8]) -> dict[str, int]:
+    """Tokens by `TokenSource`, lower-case names, every source present."""
+    counts = np.bincount(source, minlength=len(TokenSource))
+    return {member.name.lower(): int(counts[member]) for member in TokenSource}
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Which KV the answer was made from."""
+
+    source: NDArray[np.uint8]  # [n] TokenSource
+    donors: tuple[str, ...]
+    donor: NDArray[np.int32]  # [n] index into `donors`, −1 for none
+    donor_position: Positions  # [n] position in the donor, −1 for none
+    compute_fraction: float  # (token, layer) pairs computed / n × layers, counted as they ran
+    exact: bool  # no approximate KV was used
+    mode: str  # the mode that was in force, after any step-down
+    fallback: str | None = None  # why the request was computed in full after all, if it was
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens by source: `{"fresh": …, "prefix": …, "span": …, "fuzzy": …}`."""
+        return count_sources(self.source)
+
+    @property
+    def reused(self) -> int:
+        """Prompt tokens that were not computed."""
+        return int(np.count_nonzero(self.source))
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds. `ttft_s` runs from the call to the first token and includes the ones before it."""
+
+    tokenize_s: float = 0.0
+    lookup_s: float = 0.0  # prefix tree, span index, prompt index, alignment
+    plan_s: float = 0.0  # guard, selection, plan
+    load_s: float = 0.0  # gathering and re-aligning reused KV
+    prefill_s: float = 0.0
+    ttft_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A generated text with where it came from."""
+
+    text: str
+    token_ids: list[int]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    provenance: Provenance
+    timings: Timings
+    remembered: RememberState = "no"  # `pending`: after `SemShare.complete_pending()`
+    donor: DonorInfo | None = None  # set once `remembered` is "done"
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """One piece of a streamed answer; the last one carries the whole `answer`."""
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Teacher-forced scores of a continuation."""
+
+    token_ids: list[int]  # [n_cont]
+    logprobs: torch.Tensor  # [n_cont] float32, natural log
+    logits: torch.Tensor  # [n_cont, vocab] float32
+    provenance: Provenance
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far reuse was from the same model's full prefill, over teacher-forced tokens."""
+
+    kl: float  # mean KL(full ‖ reuse), nats a token
+    top1: float  # share of tokens with the same most likely token
+    tokens: int
