@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from semshare.errors import InvalidPolicy, InvalidRequest
@@ -30,7 +30,7 @@ class ReusePolicy:
     recompute:      share of the prompt's tokens, 0 to 1, computed fresh on top of those that
                     have to be (unmatched tokens in `span`, facts, sinks, the tail).
     selection:      which tokens the `recompute` budget is spent on.
-    only_unmatched: spend the budget on tokens whose id the donor does not have, before others.
+    only_unmatched: spend the budget only on tokens whose id the donor does not have.
     min_similarity: a donor whose prompt is less similar than this (0 to 1) is not used for
                     fuzzy matching.
     min_span:       runs of identical ids shorter than this (tokens) are not reused as spans.
@@ -72,6 +72,10 @@ class ReusePolicy:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise InvalidPolicy(f"policy.{name} is {value!r}: it must be true or false")
+
+    def with_mode(self, mode: ReuseMode) -> ReusePolicy:
+        """This policy in another mode."""
+        return self if mode == self.mode else replace(self, mode=mode)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ReusePolicy:

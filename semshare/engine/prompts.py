@@ -1,0 +1,109 @@
+"""Text in, token ids out, checked before anything is spent on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from semshare.errors import InvalidRequest, PromptTooLong
+from semshare.types import Ids, Prompt
+
+
+class PromptEncoder:
+    """A tokenizer with the model's limits.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        vocab_size, max_context: of the model.
+
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, max_context: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._max_context = max_context
+
+    def encode(self, prompt: Prompt) -> Ids:
+        """Token ids `[n]` of a text, of chat messages under the chat template, or of ids."""
+        if isinstance(prompt, str):
+            return self._tokenize(prompt, special_tokens=True)
+        if not isinstance(prompt, np.ndarray) and prompt and isinstance(prompt[0], Mapping):
+            if self._tokenizer.chat_template is None:
+                raise InvalidRequest(
+                    "this model's tokenizer has no chat template: send the prompt as text"
+                )
+            text = self._tokenizer.apply_chat_template(
+                list(prompt), tokenize=False, add_generation_prompt=True
+            )
+            return self._tokenize(text, special_tokens=False)  # the template wrote them
+        ids = np.asarray(prompt)
+        if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise InvalidRequest(
+                "a prompt is a string, a list of {role, content} messages or a list of token ids"
+            )
+        if ids.size and not (ids.min() >= 0 and ids.max() < self._vocab_size):
+            raise InvalidRequest(
+                f"token ids run from {ids.min()} to {ids.max()}; "
+                f"this model's are 0 to {self._vocab_size - 1}"
+            )
+        return ids.astype(np.int32)
+
+    def prompt_ids(self, prompt: Prompt) -> Ids:
+        """The ids of a prompt that can be answered.
+
+        Raises:
+            InvalidRequest: empty, or not a prompt.
+            PromptTooLong: no room for even one token of an answer.
+
+        """
+        ids = self.encode(prompt)
+        if len(ids) == 0:
+            raise InvalidRequest("the prompt is empty: it needs at least one token")
+        if len(ids) >= self._max_context:
+            raise PromptTooLong(len(ids), self._max_context)
+        return ids
+
+    def continuation_ids(self, continuation: str | Sequence[int]) -> Ids:
+        """The ids of a text to be scored, at least one."""
+        if isinstance(continuation, str):
+            ids = self._tokenize(continuation, special_tokens=False)
+        else:
+            ids = self.encode(continuation)
+        if len(ids) == 0:
+            raise InvalidRequest("the continuation is empty: it needs at least one token")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of answer tokens, special ones left out."""
+        return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _tokenize(self, text: str, *, special_tokens: bool) -> Ids:
+        encoded = self._tokenizer(text, add_special_tokens=special_tokens, verbose=False)
+        return np.asarray(encoded["input_ids"], dtype=np.int32)
+
+
+class TokenTexts:
+    """The text of single tokens, leading spaces included, remembered by id."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, ids: Ids) -> list[str]:
+        """The texts of `ids` `[n]`."""
+        new = [token for token in set(ids.tolist()) if token not in self._texts]
+        if new:
+            texts = self._tokenizer.batch_decode([[token] for token in new])
+            self._texts.update(zip(new, texts, strict=True))
+        return [self._texts[token] for token in ids.tolist()]
+
+
+def eos_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
+    """All ids that end an answer, from generation settings, configuration and tokenizer."""
+    found: set[int] = set()
+    for holder in (getattr(hf_model, "generation_config", None), hf_model.config, tokenizer):
+        value = getattr(holder, "eos_token_id", None)
+        found |= set(value) if isinstance(value, (list, tuple)) else {value} - {None}
+    return frozenset(found)

@@ -1,0 +1,137 @@
+"""The KV pool: slots for one token's K and V of all layers, in reference-counted pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semshare.errors import InvalidRequest, PoolExhausted
+from semshare.types import Slots
+
+Pages = NDArray[np.int64]  # page numbers; page p holds slots p × page_size … (p+1) × page_size − 1
+
+
+class KVPool:
+    """Pages of slots under a byte budget.
+
+    A slot's K and V of layer l lie at `keys[l][slot]` and `values[l][slot]`, each
+    `[kv_heads, head_dim]`; keys are rotated for the position they were computed at. A page is
+    free when nobody holds a reference to it. The memory is reserved at once and touched as pages
+    are written, so an empty pool costs address space only.
+
+    Args:
+        n_layers, n_kv_heads, head_dim, dtype, device: of the model.
+        budget_bytes: most bytes that keys and values may take; at least one page must fit.
+        page_size: slots a page.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        budget_bytes: int,
+        page_size: int,
+    ) -> None:
+        self.page_size = page_size
+        self.bytes_per_slot = 2 * n_layers * n_kv_heads * head_dim * dtype.itemsize
+        self.n_pages = budget_bytes // (self.bytes_per_slot * page_size)
+        if self.n_pages == 0:
+            raise InvalidRequest(
+                f"kv_budget_bytes is {budget_bytes}: one page of {page_size} slots takes "
+                f"{self.bytes_per_slot * page_size} bytes with this model"
+            )
+        shape = (self.n_pages * page_size, n_kv_heads, head_dim)
+        self.keys: list[Tensor] = [
+            torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layers)
+        ]
+        self.values: list[Tensor] = [torch.empty_like(key) for key in self.keys]
+        # Called with a number of pages when too few are free; may free some.
+        self.reclaim: Callable[[int], None] | None = None
+        self._references = np.zeros(self.n_pages, dtype=np.int32)
+
+    @property
+    def n_slots(self) -> int:
+        """All slots, free or not."""
+        return self.n_pages * self.page_size
+
+    @property
+    def free_pages(self) -> int:
+        """Pages nobody refers to."""
+        return int(np.count_nonzero(self._references == 0))
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the pages in use; each counts once however many share it."""
+        return (self.n_pages - self.free_pages) * self.page_size * self.bytes_per_slot
+
+    def references(self, pages: Pages) -> NDArray[np.int32]:
+        """How many references each of `pages` has."""
+        return self._references[pages]
+
+    def pages_for(self, n_slots: int) -> int:
+        """Pages that hold `n_slots` slots."""
+        return -(-n_slots // self.page_size)
+
+    def slots_of(self, pages: Pages) -> Slots:
+        """All slots of `pages`, in their order."""
+        return (pages[:, None] * self.page_size + np.arange(self.page_size)).reshape(-1)
+
+    def pages_of(self, slots: Slots) -> Pages:
+        """The distinct pages that hold `slots`, ascending."""
+        return np.unique(slots // self.page_size)
+
+    def allocate(self, n_slots: int) -> Pages:
+        """Take free pages for `n_slots` slots, with one reference each.
+
+        `reclaim` is asked for more where too few are free. One contiguous run if there is any (the tightest that fits), so that the sequence can be
+        attended in place; otherwise the largest runs first.
+
+        Raises:
+            PoolExhausted: too few free pages; nothing was taken.
+
+        """
+        wanted = self.pages_for(n_slots)
+        if wanted == 0:
+            return np.empty(0, dtype=np.int64)
+        if self.free_pages < wanted and self.reclaim is not None:
+            self.reclaim(wanted)
+        starts, lengths = self._free_runs()
+        if lengths.sum() < wanted:
+            raise PoolExhausted(n_slots, int(lengths.sum()) * self.page_size, self.n_slots)
+        fitting = np.flatnonzero(lengths >= wanted)
+        if len(fitting):
+            best = fitting[np.argmin(lengths[fitting])]
+            pages = np.arange(starts[best], starts[best] + wanted)
+        else:
+            order = np.argsort(-lengths, kind="stable")
+            runs = [np.arange(starts[i], starts[i] + lengths[i]) for i in order]
+            pages = np.concatenate(runs)[:wanted]
+        self._references[pages] = 1
+        return pages
+
+    def share(self, pages: Pages) -> None:
+        """Add a reference to each of `pages`, all of which must be in use."""
+        if np.any(self._references[pages] == 0):
+            raise AssertionError("a free page can't be shared")
+        self._references[pages] += 1
+
+    def release(self, pages: Pages) -> None:
+        """Drop a reference to each of `pages`; a page without any is free."""
+        if np.any(self._references[pages] == 0):
+            raise AssertionError("a free page can't be released")
+        self._references[pages] -= 1
+
+    def _free_runs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Starts and lengths of the maximal runs of free pages."""
+        edges = np.diff((self._references == 0).astype(np.int8), prepend=0, append=0)
+        starts = np.flatnonzero(edges == 1)
+        return starts, np.flatnonzero(edges == -1) - starts

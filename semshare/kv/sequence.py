@@ -1,0 +1,161 @@
+"""One sequence's KV: a list of pool slots with positions, some of them another prompt's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semshare.kv.pool import KVPool, Pages
+from semshare.types import ReusePlan, Slots, TokenSource
+
+# A reused run at least this long is attended where it lies; a shorter one is copied next to the
+# fresh tokens, because each run costs an attention call in every layer of every decode step.
+MIN_VIEW_TOKENS = 128
+MAX_VIEWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Slots [slot_start, slot_start + n) whose tokens have these positions in the sequence.
+
+    `shift` is position in the sequence − position the key was rotated for.
+    """
+
+    slot_start: int
+    positions: NDArray[np.int64]  # [n] ascending
+    shift: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which reused tokens are read in place and which are copied. Positions ascend throughout."""
+
+    views: tuple[Segment, ...]
+    own: NDArray[np.int64]  # positions of the tokens that get slots of their own
+    copied: NDArray[np.int64]  # of those, the ones filled from reused slots
+    copied_slots: Slots  # where they are copied from
+    copied_shift: NDArray[np.int64]
+
+
+def lay_out(plan: ReusePlan) -> Layout:
+    """Split a plan's reused tokens into views and copies. Pure.
+
+    Prefix hits are always views, so that the sequence's own slots start on a page boundary and
+    can enter the prefix tree.
+    """
+    position = np.arange(len(plan.ids), dtype=np.int64)
+    reused = plan.source != TokenSource.FRESH
+    shift = np.where(reused, position - plan.position, 0).astype(np.int64)
+    if plan.deviation is not None:
+        reused = reused.copy()
+        reused[plan.deviation.candidates] = False  # their slots are overwritten
+    # A run goes on while slots are consecutive and the shift stays the same.
+    breaks = np.flatnonzero((np.diff(plan.slots) != 1) | (np.diff(shift) != 0) | ~reused[1:]) + 1
+    starts = np.concatenate(([0], breaks)) if len(position) else np.empty(0, np.int64)
+    stops = np.append(starts[1:], len(position))
+    runs = [(a, b) for a, b in zip(starts, stops, strict=True) if reused[a]]
+    exact = [run for run in runs if plan.source[run[0]] == TokenSource.PREFIX]
+    moved = [run for run in runs if plan.source[run[0]] != TokenSource.PREFIX]
+    long = sorted((run for run in moved if run[1] - run[0] >= MIN_VIEW_TOKENS), key=_length)
+    chosen = sorted(exact + long[-MAX_VIEWS:])
+    views = tuple(Segment(int(plan.slots[a]), position[a:b], int(shift[a])) for a, b in chosen)
+    is_own = np.ones(len(position), dtype=np.bool_)
+    for a, b in chosen:
+        is_own[a:b] = False
+    copied = np.flatnonzero(is_own & (plan.source != TokenSource.FRESH))
+    return Layout(
+        views=views,
+        own=np.flatnonzero(is_own),
+        copied=copied,
+        copied_slots=plan.slots[copied],
+        copied_shift=(position - plan.position)[copied].astype(np.int64),
+    )
+
+
+def _length(run: tuple[int, int]) -> int:
+    return run[1] - run[0]
+
+
+class KVSequence:
+    """The KV of one prompt and its answer while they are served.
+
+    Holds a reference on every page it reads; `release` gives all of them back.
+
+    Args:
+        pool: where all slots lie.
+        layout: of the prompt.
+        shared_pages: pages of `layout`'s views and copies; a reference is taken on each.
+        room: slots to reserve beyond the prompt, for the answer.
+
+    Raises:
+        PoolExhausted: nothing was taken then.
+
+    """
+
+    def __init__(self, pool: KVPool, layout: Layout, shared_pages: Pages, *, room: int) -> None:
+        self.pool = pool
+        self.layout = layout
+        pool.share(shared_pages)
+        try:
+            pages = pool.allocate(len(layout.own) + room)
+        except Exception:
+            pool.release(shared_pages)
+            raise
+        self._shared_pages = shared_pages
+        self._own_pages = pages
+        self._own_slots = pool.slots_of(pages)
+        self._own_positions = layout.own
+        self._released = False
+
+    @property
+    def own_pages(self) -> Pages:
+        """Pages with this sequence's own tokens, in order."""
+        return self._own_pages
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence, own and shared."""
+        return len(self._own_positions) + sum(len(view) for view in self.layout.views)
+
+    def own_slots(self, positions: NDArray[np.int64]) -> Slots:
+        """Slots of own tokens at `positions`, each of which must be own."""
+        return self._own_slots[np.searchsorted(self._own_positions, positions)]
+
+    def append(self, n: int) -> NDArray[np.int64]:
+        """Add `n` tokens at the end and return their positions; they get own slots.
+
+        Raises:
+            PoolExhausted: the sequence outgrew its room and the pool has no more.
+
+        """
+        missing = len(self._own_positions) + n - len(self._own_slots)
+        if missing > 0:
+            pages = self.pool.allocate(missing)
+            self._own_pages = np.concatenate((self._own_pages, pages))
+            self._own_slots = np.concatenate((self._own_slots, self.pool.slots_of(pages)))
+        positions = np.arange(self.length, self.length + n, dtype=np.int64)
+        self._own_positions = np.concatenate((self._own_positions, positions))
+        return positions
+
+    def segments(self) -> list[Segment]:
+        """All KV of the sequence: views, then own slots split where they are not consecutive."""
+        slots = self._own_slots[: len(self._own_positions)]
+        bounds = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+        own = [
+            Segment(int(slots[a]), self._own_positions[a:b], 0)
+            for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+            if a < b
+        ]
+        return [*self.layout.views, *own]
+
+    def release(self) -> None:
+        """Give all pages back; safe to call twice."""
+        if not self._released:
+            self._released = True
+            self.pool.release(self._shared_pages)
+            self.pool.release(self._own_pages)

@@ -1,0 +1,163 @@
+"""Maps target tokens to donor tokens, from what was found. Pure index arithmetic.
+
+Exact prefix first, then spans, then - in semantic mode, for what is left - a monotone alignment
+with each similar donor: the longest common subsequence of ids gives anchors, and a token whose id
+the donor does not have is mapped to the nearest code within a window around the place where the
+anchors expect it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import LCSseq
+
+from semshare.donors.span_index import Span
+from semshare.donors.token_lsh import TokenLSH
+from semshare.types import Alignment, Ids, Positions, TokenSource
+from semshare_kernels import hamming_nearest
+from semshare_kernels.simhash import Codes
+
+# Donors compete for stretches of this many target tokens; in a stretch one donor serves all.
+STRETCH_TOKENS = 128
+# A stretch of which a donor shares fewer ids in order than this is left to be computed. Unrelated
+# English texts share about 0.10, rewritten ones 0.45 (docs/decisions.md).
+MIN_COMMON = 0.2
+# How far from the expected donor position the nearest code is looked for, on each side.
+WINDOW = 12
+
+
+@dataclass(frozen=True, slots=True)
+class FuzzyCandidate:
+    """A similar donor, with what aligning needs of it."""
+
+    name: str
+    ids: Ids
+    codes: Codes
+
+
+class AlignmentBuilder:
+    """The arrays of an `Alignment` while they are filled, first come first served."""
+
+    def __init__(self, n: int) -> None:
+        self.source = np.zeros(n, dtype=np.uint8)
+        self.donor = np.full(n, -1, dtype=np.int32)
+        self.position = np.full(n, -1, dtype=np.int32)
+        self.similarity = np.zeros(n, dtype=np.float32)
+        self._donors: list[str] = []
+
+    def donor_index(self, name: str) -> int:
+        """Index of a donor in the alignment's table, added if it is new."""
+        if name not in self._donors:
+            self._donors.append(name)
+        return self._donors.index(name)
+
+    def set_prefix(self, tokens: int, donor: str | None) -> None:
+        """The first `tokens` tokens are cached exactly, by `donor` if one is known."""
+        self.source[:tokens] = TokenSource.PREFIX
+        self.position[:tokens] = np.arange(tokens)
+        self.similarity[:tokens] = 1.0
+        if donor is not None and tokens:
+            self.donor[:tokens] = self.donor_index(donor)
+
+    def set_spans(self, spans: Sequence[Span]) -> None:
+        """Identical runs; they don't overlap each other or the prefix."""
+        for span in spans:
+            at = slice(span.start, span.start + span.length)
+            self.source[at] = TokenSource.SPAN
+            self.donor[at] = self.donor_index(span.donor)
+            self.position[at] = np.arange(span.donor_start, span.donor_start + span.length)
+            self.similarity[at] = 1.0
+
+    def set_tokens(
+        self,
+        at: NDArray[np.int64],
+        source: TokenSource,
+        donor: str,
+        positions: Positions,
+        similarity: NDArray[np.float32] | float,
+    ) -> None:
+        """Single tokens of one donor."""
+        self.source[at] = source
+        self.donor[at] = self.donor_index(donor)
+        self.position[at] = positions
+        self.similarity[at] = similarity
+
+    def build(self) -> Alignment:
+        """The finished alignment."""
+        return Alignment(
+            self.source, self.donor, self.position, self.similarity, tuple(self._donors)
+        )
+
+
+def common_subsequence(ids: Ids, donor_ids: Ids) -> Positions:
+    """For each of `ids` the position of its partner in a longest common subsequence, or −1."""
+    partner = np.full(len(ids), -1, dtype=np.int32)
+    for block in LCSseq.opcodes(ids.tolist(), donor_ids.tolist()):
+        if block.tag == "equal":
+            partner[block.src_start : block.src_end] = np.arange(block.dest_start, block.dest_end)
+    return partner
+
+
+def align_fuzzy(
+    builder: AlignmentBuilder,
+    ids: Ids,
+    candidates: Sequence[FuzzyCandidate],
+    lsh: TokenLSH,
+) -> None:
+    """Map what is still unmatched onto similar donors.
+
+    Args:
+        builder: holds the prefix and the spans; matched tokens are added.
+        ids: `[n]` of the target.
+        candidates: similar donors, the most similar first.
+        lsh: codes the target's tokens.
+
+    """
+    partners = [common_subsequence(ids, candidate.ids) for candidate in candidates]
+    choice = _best_donor(partners, len(ids))
+    for index, (candidate, partner) in enumerate(zip(candidates, partners, strict=True)):
+        free = np.flatnonzero((choice == index) & (builder.source == TokenSource.FRESH))
+        if len(free) == 0:
+            continue
+        shared = free[partner[free] >= 0]
+        builder.set_tokens(shared, TokenSource.SPAN, candidate.name, partner[shared], 1.0)
+        rest = free[partner[free] < 0]
+        position, similarity = _nearest_by_code(ids, rest, partner, candidate, lsh)
+        same = ids[rest] == candidate.ids[position]
+        builder.set_tokens(rest[same], TokenSource.SPAN, candidate.name, position[same], 1.0)
+        builder.set_tokens(
+            rest[~same], TokenSource.FUZZY, candidate.name, position[~same], similarity[~same]
+        )
+
+
+def _best_donor(partners: Sequence[Positions], n: int) -> NDArray[np.int64]:
+    """`[n]` index of the donor that shares most ids around each token, −1 where none does."""
+    starts = np.arange(0, n, STRETCH_TOKENS)
+    sizes = np.diff(np.append(starts, n))
+    shares = np.stack([np.add.reduceat(partner >= 0, starts) / sizes for partner in partners])
+    best = shares.argmax(axis=0)
+    best[shares.max(axis=0) < MIN_COMMON] = -1
+    return np.repeat(best, sizes)
+
+
+def _nearest_by_code(
+    ids: Ids,
+    at: NDArray[np.int64],
+    partner: Positions,
+    candidate: FuzzyCandidate,
+    lsh: TokenLSH,
+) -> tuple[Positions, NDArray[np.float32]]:
+    """For target tokens `at`, the donor position with the nearest code, and its similarity."""
+    anchors = np.flatnonzero(partner >= 0)
+    expected = np.interp(at, anchors, partner[anchors])
+    offsets = np.array(sorted(range(-WINDOW, WINDOW + 1), key=abs))  # ties go to the nearest
+    centre = np.rint(expected).astype(np.int64)
+    window = np.clip(centre[:, None] + offsets, 0, len(candidate.ids) - 1)
+    codes = lsh.encode(ids[at], expected)
+    column, distance = hamming_nearest(codes, candidate.codes, window)
+    position = np.take_along_axis(window, column[:, None], axis=1)[:, 0].astype(np.int32)
+    return position, lsh.similarity(distance)

