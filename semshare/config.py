@@ -27,10 +27,12 @@ class ReusePolicy:
     mode:           `off` computes everything; `prefix` shares exact prefixes (lossless); `span`
                     also reuses identical text at any position; `semantic` also maps tokens onto
                     similar ones of a similar donor.
-    recompute:      share of the prompt's tokens, 0 to 1, computed fresh on top of those that
-                    have to be (unmatched tokens in `span`, facts, sinks, the tail).
+    recompute:      share, 0 to 1, of the tokens that `selection` may choose from that are
+                    computed fresh, on top of those that have to be (facts, sinks, the tail, and
+                    what matches nothing). 1 leaves no token approximate that could be chosen.
     selection:      which tokens the `recompute` budget is spent on.
-    only_unmatched: spend the budget only on tokens whose id the donor does not have.
+    only_unmatched: `selection` may choose only tokens whose id the donor does not have; if
+                    false, any reused token that is not an exact prefix.
     min_similarity: a donor whose prompt is less similar than this (0 to 1) is not used for
                     fuzzy matching.
     min_span:       runs of identical ids shorter than this (tokens) are not reused as spans.
@@ -45,7 +47,7 @@ class ReusePolicy:
     """
 
     mode: ReuseMode = "semantic"
-    recompute: float = 0.10
+    recompute: float = 0.15
     selection: SelectionName = "donor_history"
     only_unmatched: bool = True
     min_similarity: float = 0.6
@@ -114,9 +116,7 @@ class EngineConfig:
         ):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise InvalidRequest(
-                    f"{name} is {value!r}: it must lie between {low} and {high}"
-                )
+                raise InvalidRequest(f"{name} is {value!r}: it must lie between {low} and {high}")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

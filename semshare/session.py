@@ -200,7 +200,7 @@ class SemShare:
 
     def complete_pending(self) -> list[DonorInfo]:
         """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`)."""
-        finished = []
+        finished: list[DonorInfo] = []
         while True:
             with self._lock:
                 if not self._pending:
@@ -414,7 +414,7 @@ class SemShare:
                 with watch.measure("plan"):
                     plan = self._planner.finish(draft, query_attention=attention)
                 run = self._prefill(plan, room, watch, extra_rows)
-            except Exception as error:  # noqa: BLE001 - reuse may never cost more than speed
+            except Exception as error:  # reuse may cost speed, never an answer
                 fallback = f"{watch.stage}: {type(error).__name__}"
                 self._counters[f"fallback:{watch.stage}"] += 1
                 logger.warning("computed in full, %s failed", watch.stage, exc_info=error)
@@ -435,7 +435,7 @@ class SemShare:
         with watch.measure("find_donors"):
             found = self._planner.find_donors(ids, policy, namespace)
         with watch.measure("align"):
-            alignment = self._planner.align(ids, found, policy)
+            alignment = self._planner.align(ids, found)
         with watch.measure("guard"):
             unsafe = self._planner.guard(ids, alignment, found, policy)
         return Draft(ids, policy, found, alignment, unsafe)

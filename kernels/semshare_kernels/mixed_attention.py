@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def _segment_blocks(
     complete = n_q if window is not None else int(np.searchsorted(q_pos, kv_pos[-1]))
     bounds = [*range(first, complete, BLOCK_ROWS), complete]
     blocks = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         low = 0
         if window is not None:
             low = int(np.searchsorted(kv_pos, q_pos[start] - window, side="right"))

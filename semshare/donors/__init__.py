@@ -1,0 +1,1 @@
+"""Donors and the indexes that find them."""

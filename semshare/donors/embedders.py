@@ -140,4 +140,3 @@ class HashEmbedder:
 def _unit(vector: NDArray[np.floating]) -> Vector:
     norm = float(np.linalg.norm(vector))
     return (vector / norm if norm else vector).astype(np.float32)
-

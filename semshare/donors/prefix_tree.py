@@ -161,8 +161,12 @@ class PrefixTree:
         size = self._pool.page_size
         cut = pages * size
         upper = PrefixNode(
-            node.ids[:cut], node.pages[:pages], node.parent, locks=node.locks,
-            last_used=node.last_used, owner=node.owner,
+            node.ids[:cut],
+            node.pages[:pages],
+            node.parent,
+            locks=node.locks,
+            last_used=node.last_used,
+            owner=node.owner,
         )
         if node.parent is None:
             raise AssertionError("the root has no ids to split")

@@ -40,7 +40,7 @@ class TokenLSH:
         exponents = torch.arange(0, _SKETCH_DIM, 2, dtype=torch.float32) / _SKETCH_DIM
         self._inv_freq = _ROPE_BASE**-exponents
 
-    def encode(self, ids: Ids, positions: NDArray[np.floating]) -> Codes:
+    def encode(self, ids: Ids, positions: NDArray[np.number]) -> Codes:
         """Codes `[n, CODE_BITS / 64]` of tokens standing at `positions` `[n]`, in tokens."""
         angles = torch.from_numpy(positions.astype(np.float32))[:, None] * self._inv_freq
         angles = torch.cat((angles, angles), dim=-1)

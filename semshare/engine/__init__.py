@@ -1,0 +1,1 @@
+"""Running the model: adapter, executor, sampling, text."""

@@ -56,10 +56,10 @@ class ModelAdapter:
     def __init__(self, hf_model: nn.Module) -> None:
         self.hf_model: Any = hf_model
         self._wiring = _check_family(hf_model)
-        self.config = self.hf_model.config
-        decoder = self.hf_model.model
-        self._decoder = decoder
-        self.layers = decoder.layers
+        self.config: Any = self.hf_model.config
+        decoder: Any = self.hf_model.model
+        self._decoder: Any = decoder
+        self.layers: Any = decoder.layers
         attention = self.layers[0].self_attn
         self.n_layers = len(self.layers)
         self.n_heads = int(self.config.num_attention_heads)

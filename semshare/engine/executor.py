@@ -133,9 +133,7 @@ class Executor:
             self.adapter.logits(hidden[-1:] if logits == "last" else hidden), computed
         )
 
-    def _attend(
-        self, index: int, rows: _Rows, q: Tensor, record: AttentionRecord | None
-    ) -> Tensor:
+    def _attend(self, index: int, rows: _Rows, q: Tensor, record: AttentionRecord | None) -> Tensor:
         kind = self.adapter.rope_kinds[index]
         by_shift = {shift: rows.rotate(q, kind, shift) for shift in rows.shifts}
         queries = [by_shift[segment.shift] for segment in rows.segments]

@@ -105,5 +105,6 @@ def eos_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:
     found: set[int] = set()
     for holder in (getattr(hf_model, "generation_config", None), hf_model.config, tokenizer):
         value = getattr(holder, "eos_token_id", None)
-        found |= set(value) if isinstance(value, (list, tuple)) else {value} - {None}
+        values = value if isinstance(value, (list, tuple)) else [value]
+        found |= {int(token) for token in values if token is not None}
     return frozenset(found)

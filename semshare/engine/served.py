@@ -93,7 +93,9 @@ class Served:
         """Pages of all tokens in order; only meaningful where everything is exact."""
         pool = self.sequence.pool
         prefix = self.plan.slots[self.plan.slots >= 0]
-        return np.concatenate((prefix[:: pool.page_size] // pool.page_size, self.sequence.own_pages))
+        return np.concatenate(
+            (prefix[:: pool.page_size] // pool.page_size, self.sequence.own_pages)
+        )
 
 
 def provenance_of(

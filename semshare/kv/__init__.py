@@ -1,0 +1,1 @@
+"""Where KV lives: the pool and the sequences over it."""

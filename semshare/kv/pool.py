@@ -92,8 +92,9 @@ class KVPool:
     def allocate(self, n_slots: int) -> Pages:
         """Take free pages for `n_slots` slots, with one reference each.
 
-        `reclaim` is asked for more where too few are free. One contiguous run if there is any (the tightest that fits), so that the sequence can be
-        attended in place; otherwise the largest runs first.
+        `reclaim` is asked for more where too few are free. One contiguous run if there is any
+        (the tightest that fits), so that the sequence can be attended in place; otherwise the
+        largest runs first.
 
         Raises:
             PoolExhausted: too few free pages; nothing was taken.

@@ -15,16 +15,14 @@ from torch import Tensor
 from semshare.types import DeviationSchedule, Positions
 
 
-def shrinking_schedule(
-    candidates: Positions, n_layers: int, budget: float, n_tokens: int
-) -> DeviationSchedule:
-    """One full layer, then a linearly shrinking set whose mean share of tokens is `budget`.
+def shrinking_schedule(candidates: Positions, n_layers: int, budget: int) -> DeviationSchedule:
+    """One full layer, then a linearly shrinking set of `budget` tokens on average.
 
     From 1.5 × the budget in the second layer down to 0.5 × in the last: deviations are larger in
     shallow layers and their positions correlate across layers (SemShareKV, section 4).
     """
-    shares = np.linspace(1.5, 0.5, max(n_layers - 1, 1)) * budget * n_tokens
-    keep = [len(candidates), *np.ceil(shares).astype(int).tolist()][:n_layers]
+    sizes = np.linspace(1.5, 0.5, max(n_layers - 1, 1)) * budget
+    keep = [len(candidates), *np.ceil(sizes).astype(int).tolist()][:n_layers]
     return DeviationSchedule(
         full_layers=1,
         keep=tuple(min(int(k), len(candidates)) for k in keep),

@@ -97,9 +97,11 @@ def unsafe_reuse(
         edge = np.ones(k + 1, dtype=np.bool_)  # beyond the prompt's ends nothing differs
         certain = certain & np.concatenate((edge, step))[: len(ids)]  # step[i − 1 − k]
         certain = certain & np.concatenate((step[k:], edge))[: len(ids)]  # step[i + k]
-    return facts & ~certain & (alignment.source != TokenSource.PREFIX)
+    unsafe: Mask = facts & ~certain & (alignment.source != TokenSource.PREFIX)
+    return unsafe
 
 
 def _consecutive(alignment: Alignment) -> Mask:
     """`[n − 1]`: token i + 1 stands on the donor token after token i's."""
-    return (np.diff(alignment.position) == 1) & (np.diff(alignment.donor) == 0)
+    consecutive: Mask = (np.diff(alignment.position) == 1) & (np.diff(alignment.donor) == 0)
+    return consecutive

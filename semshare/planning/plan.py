@@ -69,11 +69,11 @@ def make_plan(
     eligible = (reasons == 0) & ~prefix
     if policy.only_unmatched:
         eligible &= alignment.source == TokenSource.FUZZY
-    budget = int(np.ceil(policy.recompute * n)) if eligible.any() else 0
+    budget = int(np.ceil(policy.recompute * np.count_nonzero(eligible)))
     deviation = None
     if policy.selection == "deviation" and budget:
         candidates = np.flatnonzero(eligible).astype(np.int32)
-        deviation = shrinking_schedule(candidates, n_layers, policy.recompute, n)
+        deviation = shrinking_schedule(candidates, n_layers, budget)
     elif budget:
         histories = [donor.history for donor in donors]
         inputs = SelectionInputs(

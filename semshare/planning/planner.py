@@ -19,7 +19,10 @@ from semshare.planning.plan import DonorTokens, make_plan
 from semshare.types import Alignment, Ids, Mask, ReusePlan, Scores, Slots, TokenSource
 
 # Tokens on each side that must agree before a fact is reused: its phrase.
-GUARD_NEIGHBOURS = 2
+GUARD_NEIGHBOURS = 1
+# Where no more than this × `recompute` of the prompt is unmatched after spans, it is computed: a
+# fuzzy donor would save less than it risks.
+OUTRIGHT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Planner:
         space = self._library.namespace(namespace)
         # The last token is always computed: its logits are the first of the answer.
         prefix = space.prefixes.match(ids, limit=len(ids) - 1)
-        owner = prefix.node.owner if prefix.tokens else None
+        owner = (prefix.tokens and prefix.node.owner) or ""
         spans: list[Span] = []
         if policy.mode in ("span", "semantic") and space.donors:
             spans = space.spans.find(ids, start=prefix.tokens, min_length=policy.min_span)
@@ -78,7 +81,9 @@ class Planner:
                 self._library.vector(ids), self._config.max_donors_tried
             )
             similar = [d.donor for d in nearest if d.similarity >= policy.min_similarity]
-        names = {owner, *similar, *(span.donor for span in spans)} & set(space.donors)
+        names = {*similar, *(span.donor for span in spans)}
+        if owner in space.donors:
+            names.add(owner)
         return Found(
             prefix_slots=self._pool.slots_of(prefix.pages),
             prefix_donor=owner if owner in names else None,
@@ -90,14 +95,14 @@ class Planner:
     def _worth_fuzzy(
         self, n: int, prefix_tokens: int, spans: list[Span], policy: ReusePolicy
     ) -> bool:
-        """Whether more is unmatched than the recompute budget pays for anyway."""
+        """Whether enough is unmatched for fuzzy matching to save anything."""
         last = n - policy.tail_tokens  # the question is computed whatever matches
         covered = prefix_tokens + sum(
             max(min(span.start + span.length, last) - span.start, 0) for span in spans
         )
-        return last - covered > policy.recompute * n
+        return last - covered > OUTRIGHT * policy.recompute * n
 
-    def align(self, ids: Ids, found: Found, policy: ReusePolicy) -> Alignment:
+    def align(self, ids: Ids, found: Found) -> Alignment:
         """Map target tokens to donor tokens."""
         builder = AlignmentBuilder(len(ids))
         builder.set_prefix(len(found.prefix_slots), found.prefix_donor)
@@ -138,4 +143,3 @@ class Planner:
             n_layers=self._n_layers,
             query_attention=query_attention,
         )
-

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from semshare.types import Alignment, Mask, Positions, Scores, TokenSource
 
-# Attention lands on single tokens of a phrase; the phrase is what must be right.
-NEIGHBOURHOOD = 9
-
 
 @dataclass(frozen=True, slots=True)
 class SelectionInputs:
@@ -58,12 +55,15 @@ def _first_k(inputs: SelectionInputs) -> Scores:
 def _query_attention(inputs: SelectionInputs) -> Scores:
     if inputs.query_attention is None:
         raise AssertionError("the query_attention policy was not given the question's attention")
-    return np.sqrt(inputs.query_attention)
+    return inputs.query_attention
 
 
 def _donor_history(inputs: SelectionInputs) -> Scores:
-    """Square root of the largest past attention among a token and its neighbours."""
-    return np.sqrt(_neighbourhood_maximum(inputs.donor_history))
+    """Past answers' attention to the donor token. Only the order counts.
+
+    Taking the maximum or mean over neighbours, or weighting by recency, measured no better.
+    """
+    return inputs.donor_history
 
 
 POLICIES: dict[str, Policy] = {
@@ -76,9 +76,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def select(
-    selection: str, inputs: SelectionInputs, eligible: Mask, budget: int
-) -> Positions:
+def select(selection: str, inputs: SelectionInputs, eligible: Mask, budget: int) -> Positions:
     """At most `budget` eligible positions with the highest positive scores, ascending."""
     scores = POLICIES[selection](inputs)
     positions = np.flatnonzero(eligible & (scores > 0))
@@ -93,11 +91,6 @@ def _offset_in_run(alignment: Alignment) -> NDArray[np.int64]:
     starts[1:] = (np.diff(alignment.position) != 1) | (np.diff(alignment.donor) != 0)
     index = np.arange(n)
     return index - np.maximum.accumulate(np.where(starts, index, 0))
-
-
-def _neighbourhood_maximum(values: Scores) -> Scores:
-    padded = np.pad(values, NEIGHBOURHOOD // 2)
-    return np.lib.stride_tricks.sliding_window_view(padded, NEIGHBOURHOOD).max(axis=1)
 
 
 def history_of(alignment: Alignment, histories: list[Scores]) -> Scores:
