@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -23,15 +23,17 @@ from semshare.donors.embedders import Embedder, ModelEmbedder
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.adapter import ModelAdapter
+from semshare.engine.decode import Decoding
 from semshare.engine.executor import AttentionRecord, Executor
+from semshare.engine.keeper import Keeper
 from semshare.engine.loading import choose_dtype, load_model
+from semshare.engine.prefill import prefill
 from semshare.engine.prompts import PromptEncoder, eos_ids
 from semshare.engine.sampling import Sampler, SamplingParams
-from semshare.engine.served import PrefillRun, Served, Stopwatch, provenance_of
+from semshare.engine.served import Served, Stopwatch, provenance_of
 from semshare.engine.text import TextAssembler
 from semshare.errors import InvalidRequest, PromptTooLong
 from semshare.kv.pool import KVPool
-from semshare.kv.sequence import KVSequence, lay_out
 from semshare.planning.monitor import DivergenceMonitor
 from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
@@ -40,10 +42,9 @@ from semshare.types import (
     Answer,
     Divergence,
     DonorInfo,
-    FinishReason,
+    GenerateOptions,
     Ids,
     Prompt,
-    RememberState,
     ReusePlan,
     Score,
     Scores,
@@ -105,7 +106,7 @@ class SemShare:
         self._monitor = DivergenceMonitor()
         self._text = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self._eos = eos_ids(hf_model, tokenizer)
-        self._pending: dict[tuple[str, bytes], Ids] = {}
+        self._keeper = Keeper(self.library, self._lsh)
         self._counters: Counter[str] = Counter()
         self._lock = threading.RLock()
 
@@ -172,7 +173,7 @@ class SemShare:
             )
             try:
                 history = self._first_history(served)
-                return self._keep_donor(namespace, ids, served, history, pinned=pinned)
+                return self._keeper.keep_donor(served, namespace, history, pinned=pinned)
             finally:
                 self._end(served)
 
@@ -203,9 +204,10 @@ class SemShare:
         finished: list[DonorInfo] = []
         while True:
             with self._lock:
-                if not self._pending:
-                    return finished
-                (namespace, _), ids = self._pending.popitem()
+                waiting = self._keeper.next_pending()
+            if waiting is None:
+                return finished
+            namespace, ids = waiting
             finished.append(self.remember(ids, namespace=namespace))
 
     # -------------------------------------------------------------- requests
@@ -234,34 +236,12 @@ class SemShare:
             draft = self._draft(ids, policy, namespace, Stopwatch())
             return self._planner.finish(draft)
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 64,
-        policy: ReusePolicy | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> Answer:
-        """Answer a prompt. Arguments and errors as for `stream`."""
-        for delta in self.stream(
-            prompt,
-            max_tokens=max_tokens,
-            policy=policy,
-            namespace=namespace,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            stop=stop,
-        ):
-            if delta.answer is not None:
-                return delta.answer
-        raise AssertionError("a stream ends with its answer")
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
+        """Answer a prompt. Options and errors are those of `stream`."""
+        *_, last = self.stream(prompt, **options)
+        if last.answer is None:
+            raise AssertionError("a stream ends with its answer")
+        return last.answer
 
     def stream(
         self,
@@ -297,16 +277,14 @@ class SemShare:
             raise InvalidRequest(f"max_tokens is {max_tokens}: it must be at least 1")
         sampler = Sampler(SamplingParams(temperature, top_p, top_k, seed))
         ids = self._text.prompt_ids(prompt)
-        tokenized = time.perf_counter()
-        return self._stream(
-            ids,
-            min(max_tokens, self.max_context - len(ids)),
-            policy or ReusePolicy(),
-            namespace,
-            sampler,
-            [stop] if isinstance(stop, str) else stop,
-            Stopwatch(started, tokenize_s=tokenized - started),
-        )
+        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
+        room = min(max_tokens, self.max_context - len(ids))
+        text = TextAssembler(self._text.decode, [stop] if isinstance(stop, str) else stop)
+
+        def decoding(served: Served) -> Decoding:
+            return Decoding(self._executor, served, sampler, text, self._eos, room)
+
+        return self._answer(ids, decoding, policy or ReusePolicy(), namespace, room, watch)
 
     def score(
         self,
@@ -338,10 +316,11 @@ class SemShare:
                 if len(target) > 1:
                     positions = served.sequence.append(len(target) - 1)
                     rest = self._executor.forward(
-                        served.sequence, target[:-1], positions, logits="all"
+                        served.sequence, target[:-1], positions, all_logits=True
                     )
-                    logits = torch.cat((logits, _require(rest.logits)))
-                self._cache_if_exact(served, np.concatenate((ids, target[:-1])), namespace)
+                    logits = torch.cat((logits, rest.logits))
+                computed = np.concatenate((ids, target[:-1]))
+                self._keeper.cache_prefix(served, computed, namespace)
             finally:
                 self._end(served)
         at = torch.from_numpy(target.astype(np.int64)).to(logits.device)
@@ -387,7 +366,7 @@ class SemShare:
                 "pool_pages_free": self.pool.free_pages,
                 "donors": sum(len(self.library.infos(name)) for name in self.library.names),
                 "donors_evicted": self.library.evicted_donors,
-                "pending": len(self._pending),
+                "pending": self._keeper.pending,
             }
 
     # -------------------------------------------------------------- the path
@@ -407,24 +386,27 @@ class SemShare:
         self._counters["requests"] += 1
         fallback = None
         run = None
+        first_look = 0
         if mode != "off":
             try:
                 draft = self._draft(ids, policy, namespace, watch)
-                attention, extra_rows = self._query_attention(draft, watch)
+                attention, first_look = self._query_attention(draft, watch)
                 with watch.measure("plan"):
                     plan = self._planner.finish(draft, query_attention=attention)
-                run = self._prefill(plan, room, watch, extra_rows)
+                run = prefill(self._executor, plan, watch, room=room)
             except Exception as error:  # reuse may cost speed, never an answer
                 fallback = f"{watch.stage}: {type(error).__name__}"
                 self._counters[f"fallback:{watch.stage}"] += 1
                 logger.warning("computed in full, %s failed", watch.stage, exc_info=error)
         if run is None:
-            run = self._prefill(full_plan(ids), room, watch)
+            run = prefill(self._executor, full_plan(ids), watch, room=room)
         served = Served(
             plan=run.plan,
             sequence=run.sequence,
             logits=run.logits,
-            provenance=provenance_of(run, self.model.n_layers, mode, fallback),
+            provenance=provenance_of(
+                run, first_look + run.rows_computed, self.model.n_layers, mode, fallback
+            ),
         )
         for source, tokens in served.provenance.counts.items():
             self._counters[f"tokens:{source}"] += tokens
@@ -450,157 +432,63 @@ class SemShare:
         with watch.measure("plan"):
             plan = self._planner.question_plan(draft)
         record = AttentionRecord(first_position=len(draft.ids) - draft.policy.tail_tokens)
-        run = self._prefill(plan, 0, watch, record=record)
+        run = prefill(self._executor, plan, watch, room=0, record=record)
         run.sequence.release()
         return record.upto(len(draft.ids)), run.rows_computed
 
-    def _prefill(
-        self,
-        plan: ReusePlan,
-        room: int,
-        watch: Stopwatch,
-        extra_rows: int = 0,
-        record: AttentionRecord | None = None,
-    ) -> PrefillRun:
-        """Load the reused KV and compute the fresh rows."""
-        with watch.measure("load"):
-            layout = lay_out(plan)
-            reused = self.pool.pages_of(plan.slots[plan.slots >= 0])
-            sequence = KVSequence(self.pool, layout, reused, room=room)
-        try:
-            with watch.measure("load"):
-                self._executor.load(sequence, layout)
-            with watch.measure("prefill"):
-                rows = plan.rows_to_run
-                result = self._executor.forward(
-                    sequence, plan.ids[rows], rows, deviation=plan.deviation, record=record
-                )
-                logits = _require(result.logits)
-                if not plan.is_exact and not torch.isfinite(logits).all():
-                    raise ArithmeticError("mixed KV gave logits that are not finite")
-        except BaseException:
-            sequence.release()
-            raise
-        return PrefillRun(plan, sequence, logits, result.rows_computed + extra_rows)
-
-    def _stream(
+    def _answer(
         self,
         ids: Ids,
-        max_tokens: int,
+        decoding: Callable[[Served], Decoding],
         policy: ReusePolicy,
         namespace: str,
-        sampler: Sampler,
-        stop: Sequence[str],
+        room: int,
         watch: Stopwatch,
     ) -> Iterator[TextDelta]:
+        """Serve, decode, and keep what may be kept."""
         with self._lock, torch.inference_mode():
-            served = self._serve(ids, policy, namespace, max_tokens, watch)
+            served = self._serve(ids, policy, namespace, room, watch)
         try:
-            record = AttentionRecord() if policy.remember and served.provenance.exact else None
-            text = TextAssembler(self._text.decode, stop)
-            tokens: list[int] = []
-            logits = served.logits
-            reason: FinishReason = "length"
-            while True:
-                token = sampler.pick(logits[-1])
-                watch.first_token()
-                if token in self._eos:
-                    reason = "stop"
-                    break
-                tokens.append(token)
-                piece = text.push(token)
-                if piece:
-                    yield TextDelta(piece, [token])
-                if text.stopped:
-                    reason = "stop"
-                    break
-                if len(tokens) == max_tokens:
-                    break
-                with self._lock, torch.inference_mode():
-                    position = served.sequence.append(1)
-                    step = self._executor.forward(
-                        served.sequence, np.array([token]), position, record=record
-                    )
-                    logits = _require(step.logits)
-            piece = text.finish()
-            if piece:
-                yield TextDelta(piece)
-            computed = np.concatenate((ids, np.asarray(tokens[:-1], dtype=np.int32)))
+            decode = decoding(served)
+            if policy.remember and served.provenance.exact:
+                decode.record = AttentionRecord()
+            yield from decode.run(self._lock, watch)
+            computed = np.concatenate((ids, np.asarray(decode.tokens[:-1], dtype=np.int32)))
             with self._lock, torch.inference_mode():
-                self._cache_if_exact(served, computed, namespace)
-                remembered, donor = self._remember_target(served, policy, namespace, record)
-            answer = Answer(
-                text=text.text,
-                token_ids=tokens,
-                prompt_tokens=len(ids),
-                finish_reason=reason,
-                provenance=served.provenance,
-                timings=watch.timings(),
-                remembered=remembered,
-                donor=donor,
-            )
+                self._keeper.cache_prefix(served, computed, namespace)
+                remembered, donor = self._remember_target(served, policy, namespace, decode.record)
         finally:
             self._end(served)
-        yield TextDelta("", [], answer)
-
-    # -------------------------------------------------- what stays afterwards
-
-    def _cache_if_exact(self, served: Served, ids: Ids, namespace: str) -> None:
-        """Let exact KV serve later prefix hits. Approximate KV never gets past this line.
-
-        Args:
-            served: the request.
-            ids: the tokens of its sequence whose KV has been computed.
-            namespace: of the request.
-
-        """
-        if served.provenance.exact and served.provenance.mode != "off":
-            self.library.cache_prefix(namespace, ids, served.exact_pages)
-
-    def _remember_target(
-        self, served: Served, policy: ReusePolicy, namespace: str, record: AttentionRecord | None
-    ) -> tuple[RememberState, DonorInfo | None]:
-        ids = served.plan.ids
-        if not policy.remember:
-            return "no", None
-        if not served.provenance.exact:
-            self._pending[namespace, ids.tobytes()] = ids
-            return "pending", None
-        history = record.upto(len(ids)) if record is not None else np.empty(0, np.float32)
-        donor = self._keep_donor(namespace, ids, served, history, pinned=False)
-        return "done", donor
-
-    def _keep_donor(
-        self, namespace: str, ids: Ids, served: Served, history: Scores, *, pinned: bool
-    ) -> DonorInfo:
-        codes = self._lsh.encode(ids, np.arange(len(ids)))
-        donor = self.library.add(
-            namespace, ids, served.exact_pages, codes=codes, history=history, pinned=pinned
+        answer = Answer(
+            text=decode.text.text,
+            token_ids=decode.tokens,
+            prompt_tokens=len(ids),
+            finish_reason=decode.finish_reason,
+            provenance=served.provenance,
+            timings=watch.timings(),
+            remembered=remembered,
+            donor=donor,
         )
-        return donor.info
+        yield TextDelta("", [], answer)
 
     def _first_history(self, served: Served) -> Scores:
         """Attention that a greedy answer pays to each prompt token, `[n]`."""
         record = AttentionRecord()
-        logits = served.logits
         room = self.max_context - served.sequence.length
-        for _ in range(min(self.config.history_tokens, room)):
-            token = int(logits[-1].argmax())
-            if token in self._eos:
-                break
-            position = served.sequence.append(1)
-            step = self._executor.forward(
-                served.sequence, np.array([token]), position, record=record
-            )
-            logits = _require(step.logits)
+        decode = Decoding(
+            self._executor,
+            served,
+            Sampler(SamplingParams()),
+            TextAssembler(self._text.decode, ()),
+            self._eos,
+            max_tokens=min(self.config.history_tokens, room) + 1,  # the last one is not computed
+            record=record,
+        )
+        if self.config.history_tokens:
+            for _ in decode.run(self._lock, Stopwatch()):
+                pass
         return record.upto(len(served.plan.ids))
 
     def _end(self, served: Served) -> None:
         with self._lock:
             served.sequence.release()
-
-
-def _require(logits: torch.Tensor | None) -> torch.Tensor:
-    if logits is None:
-        raise AssertionError("this forward call was asked for logits")
-    return logits

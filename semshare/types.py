@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from semshare.config import ReusePolicy
+
 Ids: TypeAlias = NDArray[np.int32]  # token ids, [n]
 Positions: TypeAlias = NDArray[np.int32]
 Slots: TypeAlias = NDArray[np.int64]  # indices into the KV pool
@@ -33,6 +35,19 @@ class ChatMessage(TypedDict):
 Prompt: TypeAlias = str | Sequence[ChatMessage] | Sequence[int] | NDArray[np.integer]
 FinishReason: TypeAlias = Literal["stop", "length"]
 RememberState: TypeAlias = Literal["no", "pending", "done"]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `SemShare.generate` and `SemShare.stream`, described there."""
+
+    max_tokens: int
+    policy: ReusePolicy | None
+    namespace: str
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    stop: Sequence[str]
 
 
 class TokenSource(IntEnum):

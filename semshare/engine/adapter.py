@@ -8,7 +8,7 @@ are wired, and that is all the two hooks below hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,12 +54,12 @@ class ModelAdapter:
     """
 
     def __init__(self, hf_model: nn.Module) -> None:
-        self.hf_model: Any = hf_model
+        self.hf_model = cast(Any, hf_model)  # its modules' attributes are not typed
         self._wiring = _check_family(hf_model)
-        self.config: Any = self.hf_model.config
-        decoder: Any = self.hf_model.model
-        self._decoder: Any = decoder
-        self.layers: Any = decoder.layers
+        self.config = self.hf_model.config
+        decoder = self.hf_model.model
+        self._decoder = decoder
+        self.layers = decoder.layers
         attention = self.layers[0].self_attn
         self.n_layers = len(self.layers)
         self.n_heads = int(self.config.num_attention_heads)

@@ -8,7 +8,6 @@ of its segments.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ class AttentionRecord:
 class ForwardResult:
     """What one forward call made."""
 
-    logits: Tensor | None  # [1 or n_rows, vocab] float32
+    logits: Tensor  # [1 or n_rows, vocab] float32
     rows_computed: int  # (row, layer) pairs that ran
 
 
@@ -91,7 +90,7 @@ class Executor:
         ids: NDArray[np.integer],
         positions: NDArray[np.int64],
         *,
-        logits: Literal["last", "all", "none"] = "last",
+        all_logits: bool = False,
         deviation: DeviationSchedule | None = None,
         record: AttentionRecord | None = None,
     ) -> ForwardResult:
@@ -101,7 +100,7 @@ class Executor:
             sequence: holds all KV that the rows may see; `positions` are own tokens of it.
             ids: `[n_rows]`.
             positions: `[n_rows]` ascending.
-            logits: of the last row, of all rows, or none.
+            all_logits: of all rows instead of the last one.
             deviation: lets the row set shrink with depth, by its own rule.
             record: adds the attention that these rows pay.
 
@@ -127,11 +126,8 @@ class Executor:
             layer_values.index_copy_(0, slots, v)
             attended = self._attend(index, rows, q, record)
             hidden = self.adapter.layer_output(index, hidden, attended)
-        if logits == "none":
-            return ForwardResult(None, computed)
-        return ForwardResult(
-            self.adapter.logits(hidden[-1:] if logits == "last" else hidden), computed
-        )
+        wanted = hidden if all_logits else hidden[-1:]
+        return ForwardResult(self.adapter.logits(wanted), computed)
 
     def _attend(self, index: int, rows: _Rows, q: Tensor, record: AttentionRecord | None) -> Tensor:
         kind = self.adapter.rope_kinds[index]

@@ -99,7 +99,7 @@ class Served:
 
 
 def provenance_of(
-    run: PrefillRun, n_layers: int, mode: ReuseMode, fallback: str | None
+    run: PrefillRun, rows_computed: int, n_layers: int, mode: ReuseMode, fallback: str | None
 ) -> Provenance:
     """What the caller is told about a prefill."""
     plan = run.plan
@@ -108,7 +108,7 @@ def provenance_of(
         donors=plan.donors,
         donor=plan.donor,
         donor_position=plan.position,
-        compute_fraction=run.rows_computed / (len(plan.ids) * n_layers),
+        compute_fraction=rows_computed / (len(plan.ids) * n_layers),
         exact=plan.is_exact,
         mode=mode,
         fallback=fallback,

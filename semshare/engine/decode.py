@@ -1,0 +1,74 @@
+"""The decode loop: one token after another until something ends the answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from semshare.engine.executor import AttentionRecord, Executor
+from semshare.engine.sampling import Sampler
+from semshare.engine.served import Served, Stopwatch
+from semshare.engine.text import TextAssembler
+from semshare.types import FinishReason, TextDelta
+
+
+@dataclass(slots=True)
+class Decoding:
+    """One answer in the making.
+
+    `run` yields its text; afterwards `tokens` and `finish_reason` say what came of it.
+
+    Args:
+        executor: the model and its pool.
+        served: the prefilled prompt.
+        sampler, text: pick tokens, and turn them into text.
+        eos: ids that end an answer.
+        max_tokens: most tokens of the answer.
+        record: adds the attention that the answer's tokens pay, if given.
+
+    """
+
+    executor: Executor
+    served: Served
+    sampler: Sampler
+    text: TextAssembler
+    eos: frozenset[int]
+    max_tokens: int
+    record: AttentionRecord | None = None
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+
+    def run(self, lock: threading.RLock, watch: Stopwatch) -> Iterator[TextDelta]:
+        """Decode; `lock` is held for each step, not between them."""
+        logits = self.served.logits
+        while True:
+            token = self.sampler.pick(logits[-1])
+            watch.first_token()
+            if token in self.eos:
+                self.finish_reason = "stop"
+                break
+            self.tokens.append(token)
+            piece = self.text.push(token)
+            if piece:
+                yield TextDelta(piece, [token])
+            if self.text.stopped:
+                self.finish_reason = "stop"
+                break
+            if len(self.tokens) == self.max_tokens:
+                break
+            with lock, torch.inference_mode():
+                logits = self._step(token)
+        piece = self.text.finish()
+        if piece:
+            yield TextDelta(piece)
+
+    def _step(self, token: int) -> torch.Tensor:
+        position = self.served.sequence.append(1)
+        step = self.executor.forward(
+            self.served.sequence, np.array([token]), position, record=self.record
+        )
+        return step.logits

@@ -1,0 +1,81 @@
+"""What stays after a request: exact prefixes, donors, and prompts that wait to become donors.
+
+The one place where KV enters the prefix tree or a donor, so the one place that must refuse
+approximate KV.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from semshare.config import ReusePolicy
+from semshare.donors.library import DonorLibrary
+from semshare.donors.token_lsh import TokenLSH
+from semshare.engine.executor import AttentionRecord
+from semshare.engine.served import Served
+from semshare.types import DonorInfo, Ids, RememberState, Scores
+
+
+class Keeper:
+    """Keeps exact KV.
+
+    Args:
+        library: where donors and prefixes live.
+        lsh: codes a donor's tokens.
+
+    """
+
+    def __init__(self, library: DonorLibrary, lsh: TokenLSH) -> None:
+        self._library = library
+        self._lsh = lsh
+        self._pending: dict[tuple[str, bytes], Ids] = {}
+
+    @property
+    def pending(self) -> int:
+        """Prompts that wait to be computed in full."""
+        return len(self._pending)
+
+    def next_pending(self) -> tuple[str, Ids] | None:
+        """Take out the oldest waiting prompt and its namespace."""
+        if not self._pending:
+            return None
+        key = next(iter(self._pending))
+        return key[0], self._pending.pop(key)
+
+    def cache_prefix(self, served: Served, ids: Ids, namespace: str) -> None:
+        """Let a finished sequence serve later prefix hits, if all of it is exact.
+
+        Args:
+            served: the request.
+            ids: the tokens of its sequence whose KV has been computed.
+            namespace: of the request.
+
+        """
+        if served.provenance.exact and served.provenance.mode != "off":
+            self._library.cache_prefix(namespace, ids, served.exact_pages)
+
+    def keep_donor(
+        self, served: Served, namespace: str, history: Scores, *, pinned: bool
+    ) -> DonorInfo:
+        """Make the prompt a donor, with the attention `[n]` that answers paid to its tokens."""
+        if not served.provenance.exact:
+            raise AssertionError("approximate KV can't become a donor")
+        ids = served.plan.ids
+        codes = self._lsh.encode(ids, np.arange(len(ids)))
+        donor = self._library.add(
+            namespace, ids, served.exact_pages, codes=codes, history=history, pinned=pinned
+        )
+        return donor.info
+
+    def remember_target(
+        self, served: Served, policy: ReusePolicy, namespace: str, record: AttentionRecord | None
+    ) -> tuple[RememberState, DonorInfo | None]:
+        """Do what the policy says about remembering an answered prompt."""
+        ids = served.plan.ids
+        if not policy.remember:
+            return "no", None
+        if not served.provenance.exact:
+            self._pending[namespace, ids.tobytes()] = ids
+            return "pending", None
+        history = record.upto(len(ids)) if record is not None else np.empty(0, np.float32)
+        return "done", self.keep_donor(served, namespace, history, pinned=False)
