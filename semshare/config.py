@@ -50,7 +50,7 @@ class ReusePolicy:
     recompute: float = 0.15
     selection: SelectionName = "donor_history"
     only_unmatched: bool = True
-    min_similarity: float = 0.6
+    min_similarity: float = 0.8
     min_span: int = 16
     sink_tokens: int = 4
     tail_tokens: int = 24

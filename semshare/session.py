@@ -45,6 +45,7 @@ from semshare.types import (
     GenerateOptions,
     Ids,
     Prompt,
+    RememberState,
     ReusePlan,
     Score,
     Scores,
@@ -455,8 +456,7 @@ class SemShare:
             yield from decode.run(self._lock, watch)
             computed = np.concatenate((ids, np.asarray(decode.tokens[:-1], dtype=np.int32)))
             with self._lock, torch.inference_mode():
-                self._keeper.cache_prefix(served, computed, namespace)
-                remembered, donor = self._remember_target(served, policy, namespace, decode.record)
+                remembered, donor = self._keep(served, computed, policy, namespace, decode.record)
         finally:
             self._end(served)
         answer = Answer(
@@ -470,6 +470,23 @@ class SemShare:
             donor=donor,
         )
         yield TextDelta("", [], answer)
+
+    def _keep(
+        self,
+        served: Served,
+        computed: Ids,
+        policy: ReusePolicy,
+        namespace: str,
+        record: AttentionRecord | None,
+    ) -> tuple[RememberState, DonorInfo | None]:
+        """Let exact KV stay. The answer is there already; failing here must not take it away."""
+        try:
+            self._keeper.cache_prefix(served, computed, namespace)
+            return self._keeper.remember_target(served, policy, namespace, record)
+        except Exception:
+            self._counters["not_kept"] += 1
+            logger.warning("an exact prompt could not be kept", exc_info=True)
+            return "no", None
 
     def _first_history(self, served: Served) -> Scores:
         """Attention that a greedy answer pays to each prompt token, `[n]`."""

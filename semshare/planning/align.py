@@ -22,10 +22,11 @@ from semshare_kernels import hamming_nearest
 from semshare_kernels.simhash import Codes
 
 # Donors compete for stretches of this many target tokens; in a stretch one donor serves all.
-STRETCH_TOKENS = 128
-# A stretch of which a donor shares fewer ids in order than this is left to be computed. Unrelated
-# English texts share about 0.10, rewritten ones 0.45 (docs/decisions.md).
-MIN_COMMON = 0.2
+STRETCH_TOKENS = 256
+# A stretch of which a donor shares fewer ids in order than this is left to be computed: unrelated
+# papers share 0.11 of a stretch and at most 0.29, rewritten ones 0.48 and at least 0.33
+# (docs/decisions.md).
+MIN_COMMON = 0.3
 # How far from the expected donor position the nearest code is looked for, on each side.
 WINDOW = 12
 
