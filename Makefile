@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PORT ?= 8765
+ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint serve bench clean
@@ -33,8 +33,8 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-serve: $(READY)  ## the service on 127.0.0.1:$(PORT) with the bundled model
-	$(BIN)/semshare serve --port $(PORT)
+serve: $(READY)  ## the service on 127.0.0.1:8765 with the bundled model
+	$(BIN)/semshare serve $(ARGS)
 
 bench: $(READY)  ## every figure of the README, recorded under benchmarks/results/
 	$(BIN)/python benchmarks/run.py

@@ -1,5 +1,7 @@
 """semshare: semantic KV-cache reuse for large language models."""
 
+from typing import TYPE_CHECKING, Any
+
 from semshare.config import EngineConfig, ReusePolicy
 from semshare.errors import (
     BenchmarkRefused,
@@ -12,7 +14,6 @@ from semshare.errors import (
     SemShareError,
     UnsupportedModel,
 )
-from semshare.session import SemShare
 from semshare.types import (
     Answer,
     ChatMessage,
@@ -26,6 +27,9 @@ from semshare.types import (
     Timings,
     TokenSource,
 )
+
+if TYPE_CHECKING:
+    from semshare.session import SemShare
 
 __version__ = "0.1.0"
 
@@ -55,3 +59,12 @@ __all__ = [
     "UnsupportedModel",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The engine imports torch, transformers and FAISS; clients and `--help` need none of them.
+    if name == "SemShare":
+        from semshare.session import SemShare  # noqa: PLC0415 - the point of this function
+
+        return SemShare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

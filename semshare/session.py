@@ -8,11 +8,10 @@ decided. Whatever fails on the way to a mixed prefill, the prompt is computed in
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -25,6 +24,7 @@ from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.adapter import ModelAdapter
 from semshare.engine.decode import Decoding
 from semshare.engine.executor import AttentionRecord, Executor
+from semshare.engine.failures import log_failure
 from semshare.engine.keeper import Keeper
 from semshare.engine.loading import choose_dtype, load_model
 from semshare.engine.prefill import prefill
@@ -51,8 +51,6 @@ from semshare.types import (
     Scores,
     TextDelta,
 )
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_NAMESPACE = "default"
 
@@ -200,16 +198,26 @@ class SemShare:
                 self.library.clear(name)
                 self._monitor.reset(name)
 
-    def complete_pending(self) -> list[DonorInfo]:
-        """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`)."""
+    def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
+        """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`).
+
+        Args:
+            limit: at most so many of them, the oldest first; all if None.
+
+        Raises:
+            PoolExhausted: no room; the prompt goes on waiting.
+
+        """
         finished: list[DonorInfo] = []
-        while True:
+        while limit is None or len(finished) < limit:
             with self._lock:
-                waiting = self._keeper.next_pending()
-            if waiting is None:
-                return finished
-            namespace, ids = waiting
-            finished.append(self.remember(ids, namespace=namespace))
+                waiting = self._keeper.oldest_pending()
+                if waiting is None:
+                    break
+                namespace, ids = waiting
+                finished.append(self.remember(ids, namespace=namespace))
+                self._keeper.drop_pending(namespace, ids)
+        return finished
 
     # -------------------------------------------------------------- requests
 
@@ -256,7 +264,7 @@ class SemShare:
         top_k: int = 0,
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> Iterator[TextDelta]:
+    ) -> Generator[TextDelta]:
         """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
 
         Args:
@@ -398,7 +406,7 @@ class SemShare:
             except Exception as error:  # reuse may cost speed, never an answer
                 fallback = f"{watch.stage}: {type(error).__name__}"
                 self._counters[f"fallback:{watch.stage}"] += 1
-                logger.warning("computed in full, %s failed", watch.stage, exc_info=error)
+                log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
         if run is None:
             run = prefill(self._executor, full_plan(ids), watch, room=room)
         served = Served(
@@ -445,7 +453,7 @@ class SemShare:
         namespace: str,
         room: int,
         watch: Stopwatch,
-    ) -> Iterator[TextDelta]:
+    ) -> Generator[TextDelta]:
         """Serve, decode, and keep what may be kept."""
         with self._lock, torch.inference_mode():
             served = self._serve(ids, policy, namespace, room, watch)
@@ -483,9 +491,9 @@ class SemShare:
         try:
             self._keeper.cache_prefix(served, computed, namespace)
             return self._keeper.remember_target(served, policy, namespace, record)
-        except Exception:
+        except Exception as error:
             self._counters["not_kept"] += 1
-            logger.warning("an exact prompt could not be kept", exc_info=True)
+            log_failure("an answered prompt could not be kept", error)
             return "no", None
 
     def _first_history(self, served: Served) -> Scores:

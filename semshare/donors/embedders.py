@@ -104,7 +104,7 @@ class SentenceEmbedder:
     @property
     def dim(self) -> int:
         """Length of the sentence model's vectors."""
-        return int(self._model.get_sentence_embedding_dimension())
+        return int(self._model.get_embedding_dimension())
 
     def embed(self, ids: Ids) -> Vector:
         """Mean of the chunks' unit vectors, as a unit vector."""

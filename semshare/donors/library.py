@@ -92,6 +92,7 @@ class DonorLibrary:
         pinned: bool,
     ) -> Donor:
         """Keep a prompt whose KV on `pages` is exact. A donor it already was is replaced."""
+        vector = self.vector(ids)  # an embedder that fails leaves nothing half kept
         name = donor_id(namespace, ids)
         space = self.namespace(namespace)
         if name in space.donors:
@@ -115,7 +116,7 @@ class DonorLibrary:
         )
         space.donors[name] = donor
         space.spans.add(name, ids)
-        space.prompts.add(name, self.vector(ids))
+        space.prompts.add(name, vector)
         return donor
 
     def vector(self, ids: Ids) -> Vector:

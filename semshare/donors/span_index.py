@@ -61,7 +61,7 @@ class SpanIndex:
         """Index a donor's ids. O(all indexed tokens), a copy of the sorted arrays."""
         hashes = ngram_hashes(ids, self._ngram)
         order = np.argsort(hashes, kind="stable")
-        at = np.searchsorted(self._hashes, hashes[order])
+        at = np.searchsorted(self._hashes, hashes[order], side="right")  # the latest donor last
         number = len(self._names)
         self._names.append(donor)
         self._ids[donor] = ids

@@ -35,12 +35,15 @@ class Keeper:
         """Prompts that wait to be computed in full."""
         return len(self._pending)
 
-    def next_pending(self) -> tuple[str, Ids] | None:
-        """Take out the oldest waiting prompt and its namespace."""
-        if not self._pending:
-            return None
-        key = next(iter(self._pending))
-        return key[0], self._pending.pop(key)
+    def oldest_pending(self) -> tuple[str, Ids] | None:
+        """The prompt that waits longest, and its namespace."""
+        for (namespace, _), ids in self._pending.items():
+            return namespace, ids
+        return None
+
+    def drop_pending(self, namespace: str, ids: Ids) -> None:
+        """A prompt waits no longer."""
+        self._pending.pop((namespace, ids.tobytes()), None)
 
     def cache_prefix(self, served: Served, ids: Ids, namespace: str) -> None:
         """Let a finished sequence serve later prefix hits, if all of it is exact.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+from jinja2 import TemplateError
 
 from semshare.errors import InvalidRequest, PromptTooLong
 from semshare.types import Ids, Prompt
@@ -34,9 +35,14 @@ class PromptEncoder:
                 raise InvalidRequest(
                     "this model's tokenizer has no chat template: send the prompt as text"
                 )
-            text = self._tokenizer.apply_chat_template(
-                list(prompt), tokenize=False, add_generation_prompt=True
-            )
+            try:
+                text = self._tokenizer.apply_chat_template(
+                    list(prompt), tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError as error:  # the order of roles, or a message without content
+                raise InvalidRequest(
+                    f"the chat template refuses these messages: {error}"
+                ) from error
             return self._tokenize(text, special_tokens=False)  # the template wrote them
         ids = np.asarray(prompt)
         if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):

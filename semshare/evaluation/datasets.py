@@ -112,7 +112,7 @@ def passages(verses: int, *, seed: int = 0) -> tuple[Passage, ...]:
                 continue
             chapter = ids[index] // _CHAPTER
             chosen = ids[index : index + verses]
-            by_translation = {
+            by_translation: dict[str, tuple[str, ...]] = {
                 name: tuple(text[verse] for verse in chosen) for name, text in texts.items()
             }
             found.append(Passage(f"{book}:{chapter % (_BOOK // _CHAPTER)}", by_translation))

@@ -12,7 +12,7 @@ Count = Callable[[str], int]  # tokens of a text
 
 # A paper is used as it is from this share of the asked length on; a shorter one is given in full
 # text instead.
-LONG_ENOUGH = 0.9
+LONG_ENOUGH = 0.95
 
 
 def most_that_fit(build: Callable[[int], str], pieces: int, count: Count, tokens: int) -> int:

@@ -30,9 +30,10 @@ def kl_per_token(full_logits: Tensor, other_logits: Tensor) -> Tensor:
     """KL(full ‖ other) of each token, `[n]` float64, in nats; never negative."""
     _require_same_shape(full_logits, other_logits)
     parts = []
-    for full, other in zip(full_logits.split(_ROWS), other_logits.split(_ROWS), strict=True):
-        full_log = torch.log_softmax(full.double(), dim=-1)
-        other_log = torch.log_softmax(other.double(), dim=-1)
+    for start in range(0, len(full_logits), _ROWS):
+        rows = slice(start, start + _ROWS)
+        full_log = torch.log_softmax(full_logits[rows].double(), dim=-1)
+        other_log = torch.log_softmax(other_logits[rows].double(), dim=-1)
         # A token that full gives probability 0 (a masked logit, −inf) adds nothing: 0 · log 0 = 0.
         terms = torch.where(full_log.isneginf(), 0.0, full_log.exp() * (full_log - other_log))
         parts.append(terms.sum(dim=-1))

@@ -42,10 +42,10 @@ def unrelated(material: Material, limit: int) -> list[Example]:
     """Donors that are no use. Every other target is a paper too, the harder half to tell apart."""
     article_count = (limit + 1) // 2
     room = material.room_in(question_last("", "challenge"))
-    # Targets and donors are taken from the two ends of one list, so that no paper is in both.
     articles = material.papers(room, article_count)
     taken = {paper.id for paper, _ in articles}
     donor_count = limit * UNRELATED_DONORS
+    # As many more as there are targets, so that leaving those out leaves enough.
     candidates = material.papers(material.tokens // 2, donor_count + article_count)
     donors = [text for paper, text in candidates if paper.id not in taken][:donor_count]
     old = _cut_passages(material, limit // 2)

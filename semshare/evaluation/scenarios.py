@@ -5,7 +5,7 @@
 | `prefix` | paper, question A | paper, question B | own full answer |
 | `shifted` | instruction A, paper | opening, paper, question B | gold summary |
 | `multi_donor` | five prompts, a paper each | the five papers in another order | gold summary |
-| `paraphrase` | instruction A, passage | opening, the passage rewritten, question B | gold summary |
+| `paraphrase` | instruction A, passage | opening, its rewrite, question B | gold summary |
 | `long` | a passage in one translation | the same verses in another | own full answer |
 | `unrelated` | other papers | a paper, or a passage of another kind | own full answer |
 """
@@ -39,11 +39,6 @@ class Scenario:
     def default_limit(self, tokens: int) -> int:
         """Examples of a run with targets of `tokens` tokens: between 3 and 10."""
         return max(3, min(10, round(self.token_budget / tokens)))
-
-    def speedup_to_reach(self, tokens: int) -> float:
-        """The issue's figure for this length; where it names two, the nearer one's."""
-        lengths = self.bounds.speedup
-        return lengths[min(lengths, key=lambda length: abs(length - tokens))]
 
 
 _ALL = (

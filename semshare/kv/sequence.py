@@ -56,7 +56,8 @@ def lay_out(plan: ReusePlan) -> Layout:
         reused = reused.copy()
         reused[plan.deviation.candidates] = False  # their slots are overwritten
     # A run goes on while slots are consecutive and the shift stays the same.
-    breaks = np.flatnonzero((np.diff(plan.slots) != 1) | (np.diff(shift) != 0) | ~reused[1:]) + 1
+    same_kind = reused[1:] == reused[:-1]
+    breaks = np.flatnonzero((np.diff(plan.slots) != 1) | (np.diff(shift) != 0) | ~same_kind) + 1
     starts = np.concatenate(([0], breaks)) if len(position) else np.empty(0, np.int64)
     stops = np.append(starts[1:], len(position))
     runs = [(a, b) for a, b in zip(starts, stops, strict=True) if reused[a]]

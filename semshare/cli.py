@@ -1,0 +1,281 @@
+"""The `semshare` command. With `--json` the last line of standard output is one JSON record.
+
+What a person should know besides goes to standard error. A `SemShareError` is a message there
+and exit code 2. Models and services are imported by the commands that use them, so that
+`semshare --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from semshare.cli_options import (
+    Chat,
+    Device,
+    DonorFiles,
+    Dtype,
+    Json,
+    Limit,
+    Mode,
+    Model,
+    PolicyFields,
+    PromptArgument,
+    as_prompt,
+    parse_policy,
+    read_donor,
+    read_prompt,
+)
+from semshare.errors import SemShareError
+from semshare.types import DonorInfo
+
+if TYPE_CHECKING:
+    from semshare.session import SemShare
+
+app = typer.Typer(
+    name="semshare",
+    help="Semantic KV-cache reuse for large language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Measure speed, with fidelity in the same run.", no_args_is_help=True)
+evaluate = typer.Typer(help="Measure quality.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+app.add_typer(evaluate, name="eval")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 done, 1 something is missing, 2 an error that was explained."""
+    try:
+        app(args=arguments)
+    except SemShareError as error:
+        typer.echo(f"semshare: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Say which.")] = False) -> None:
+    if version:
+        import semshare  # noqa: PLC0415 - only here
+
+        typer.echo(f"semshare {semshare.__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    # The settings object itself reads the flags, so that there is one list of them.
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def serve(context: typer.Context) -> None:
+    """Serve one model over HTTP (`semshare serve --help` lists the settings)."""
+    from semshare_service.serve import run  # noqa: PLC0415 - see the module's docstring
+    from semshare_service.settings import load_settings  # noqa: PLC0415
+
+    settings, parsed = load_settings(context.args)
+
+    def announce(url: str) -> None:
+        if parsed.json:
+            _emit({"url": url, "model": settings.model})
+
+    run(settings, on_listening=announce)
+
+
+@app.command()
+def complete(
+    prompt: PromptArgument = None,
+    donor: DonorFiles = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Tokens to draw from; 0 is all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before it. Repeatable.")] = None,
+    mode: Mode = None,
+    policy: PolicyFields = None,
+    chat: Chat = False,
+    model: Model = "smollm2",
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """Answer a prompt, reusing the KV of the donors that are given."""
+    from semshare_service.replies import provenance_body  # noqa: PLC0415 - see above
+
+    reuse = parse_policy(mode, policy)
+    wanted = as_prompt(read_prompt(prompt), chat)
+    engine, donors = _engine_with_donors(model, device, dtype, donor, chat)
+    answer = None
+    for delta in engine.stream(
+        wanted,
+        max_tokens=max_tokens,
+        policy=reuse,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop or (),
+    ):
+        answer = delta.answer
+        if not json_output:
+            typer.echo(delta.text, nl=False)
+    if answer is None:
+        raise AssertionError("a stream ends with its answer")
+    record = {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": len(answer.token_ids),
+        **provenance_body(answer.provenance),
+        "timings": asdict(answer.timings),
+        "donors": [asdict(info) for info in donors],
+        "model": engine.model_name,
+    }
+    if json_output:
+        _emit(record)
+        return
+    typer.echo()
+    counts = ", ".join(f"{count} {name}" for name, count in record["tokens"].items() if count)
+    _say(f"{answer.timings.ttft_s * 1000:.0f} ms to the first token; prompt: {counts}")
+
+
+@app.command()
+def inspect(
+    prompt: PromptArgument = None,
+    donor: DonorFiles = None,
+    mode: Mode = None,
+    policy: PolicyFields = None,
+    chat: Chat = False,
+    model: Model = "smollm2",
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """Show which tokens of a prompt would be reused from the donors. The prompt is not run."""
+    from semshare.engine.prompts import TokenTexts  # noqa: PLC0415 - see above
+    from semshare.token_map import print_plan  # noqa: PLC0415
+    from semshare_service.replies import match_body  # noqa: PLC0415
+
+    reuse = parse_policy(mode, policy)
+    wanted = as_prompt(read_prompt(prompt), chat)
+    engine, donors = _engine_with_donors(model, device, dtype, donor, chat)
+    plan = engine.plan(wanted, policy=reuse)
+    record = match_body(plan)
+    if json_output:
+        _emit(record | {"donors": [asdict(info) for info in donors], "model": engine.model_name})
+        return
+    files = {info.id: str(path) for info, path in zip(donors, donor or (), strict=True)}
+    print_plan(Console(), record, TokenTexts(engine.tokenizer)(plan.ids), files)
+
+
+@app.command()
+def doctor(json_output: Json = False) -> None:
+    """Say what this machine has of what semshare can use. Exits with 1 if something is missing."""
+    from semshare.doctor import run_checks  # noqa: PLC0415 - loads torch and faiss
+
+    checks = run_checks()
+    healthy = all(check.state != "missing" for check in checks)
+    if json_output:
+        _emit({"ok": healthy, "checks": [asdict(check) for check in checks]})
+    else:
+        styles = {"ok": "green", "absent": "dim", "missing": "bold red"}
+        table = Table("", "", box=None, pad_edge=False)
+        table.add_column("found", overflow="fold")
+        table.add_column("way out", overflow="fold")
+        for check in checks:
+            state = Text(check.state, style=styles[check.state])
+            table.add_row(state, *map(Text, (check.name, check.detail, check.way_out)))
+        Console().print(table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(json_output: Json = False) -> None:
+    """The main job on the bundled model: donors in, related prompts answered."""
+    from semshare.evaluation.demo import run_demo  # noqa: PLC0415 - see above
+
+    record = run_demo(json_output=json_output)
+    if json_output:
+        _emit(record)
+
+
+@bench.command("ttft")
+def bench_ttft(
+    scenario: Annotated[str, typer.Option(help="prefix, shifted, multi_donor, paraphrase …")],
+    tokens: Annotated[int | None, typer.Option(min=1, help="Length of a target prompt.")] = None,
+    limit: Limit = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each example.")] = 3,
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """Time to first token with and without reuse; no speed where fidelity misses its bound."""
+    from semshare.evaluation.bench import run_ttft  # noqa: PLC0415 - see above
+    from semshare.evaluation.bounds import FidelityMissed  # noqa: PLC0415
+
+    try:
+        record = run_ttft(
+            scenario, tokens=tokens, limit=limit, repeats=repeats, model=model, dtype=dtype
+        )
+    except FidelityMissed as error:
+        _show(error.record, json_output)  # what was measured, without speeds
+        raise
+    _show(record, json_output)
+
+
+@evaluate.command("facts")
+def eval_facts(
+    limit: Limit = None,
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """How often reuse states the donor's facts instead of the prompt's."""
+    from semshare.evaluation.facts import run_facts  # noqa: PLC0415 - see above
+
+    _show(run_facts(limit=limit, model=model, dtype=dtype), json_output)
+
+
+def _engine_with_donors(
+    model: str, device: str, dtype: str, files: list[Path] | None, chat: bool
+) -> tuple[SemShare, list[DonorInfo]]:
+    """A loaded engine that remembers the files' texts, and what it made of them, in order."""
+    console = Console(stderr=True)
+    texts = [read_donor(path) for path in files or ()]
+    with console.status(f"loading {model}…") as status:
+        from semshare.session import SemShare  # noqa: PLC0415 - seconds
+
+        engine = SemShare.from_pretrained(model, device=device, dtype=dtype)
+        donors = []
+        for number, text in enumerate(texts, 1):
+            status.update(f"remembering donor {number} of {len(texts)}…")
+            donors.append(engine.remember(as_prompt(text, chat)))
+    return engine, donors
+
+
+def _show(record: Mapping[str, Any], json_output: bool) -> None:
+    if json_output:
+        _emit(record)
+        return
+    table = Table("field", "value", box=None, pad_edge=False)
+    for name, value in record.items():
+        if not isinstance(value, (list, dict)):
+            table.add_row(name, str(value))
+    Console().print(table)
+
+
+def _emit(record: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(record))
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, style="dim", highlight=False)

@@ -1,0 +1,44 @@
+"""The application: routes, one error form, and the worker's life."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from semshare_service.engine import Engine, EngineLoader
+from semshare_service.exchange import MAX_BODY_BYTES, error_middleware
+from semshare_service.routes import SERVICE, Service, routes
+from semshare_service.settings import ServiceSettings
+from semshare_service.worker import ModelWorker
+
+
+def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.Application:
+    """The service as an aiohttp application; nothing is bound and nothing runs yet.
+
+    engine: a ready engine, or a function without arguments that makes one. The function is
+            called in the worker's thread when the application starts, so that `/health` answers
+            at once; until it has returned, `/ready` and the routes that need the model answer 503.
+
+    Run it with `handler_cancellation=True` (`serve.run` does), otherwise requests whose client
+    has gone stay in the queue.
+    """
+    worker = ModelWorker(
+        engine if callable(engine) else lambda: engine, queue_limit=settings.queue_limit
+    )
+
+    async def worker_life(_: web.Application) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        await worker.close(settings.shutdown_timeout_s)
+
+    app = web.Application(
+        middlewares=[error_middleware(settings.request_timeout_s)],
+        client_max_size=settings.max_body_bytes,
+    )
+    app[MAX_BODY_BYTES] = settings.max_body_bytes
+    app[SERVICE] = Service(settings, worker, started=int(time.time()))
+    app.cleanup_ctx.append(worker_life)
+    app.add_routes(routes)
+    return app

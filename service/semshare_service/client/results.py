@@ -1,0 +1,157 @@
+"""What the clients return. Frozen, and parsed in one place from the service's bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from semshare.types import DonorInfo, FinishReason, RememberState, Timings
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """Consecutive prompt tokens, `start` to `end` (half-open), with one source."""
+
+    start: int
+    end: int
+    source: str  # "fresh", "prefix", "span" or "fuzzy"
+    donor: str | None  # donor id
+    donor_start: int | None  # the donor's position of the first token; the others follow it
+    reason: str | None  # why fresh tokens are computed; only a match tells
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """Which KV an answer was made from."""
+
+    mode: str
+    exact: bool  # no approximate KV was used
+    fallback: str | None  # why the request was computed in full after all, if it was
+    compute_fraction: float
+    tokens: dict[str, int]  # prompt tokens by source
+    spans: tuple[TokenRun, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer, of `complete` and of `chat` alike."""
+
+    id: str
+    model: str
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # reused without loss
+    reuse: Reuse
+    queue_s: float  # seconds the request waited for its turn
+    timings: Timings
+    remembered: RememberState
+    donor: DonorInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The reuse plan of a prompt."""
+
+    prompt_tokens: int
+    exact: bool
+    compute_fraction: float  # as planned
+    tokens: dict[str, int]  # prompt tokens by source
+    spans: tuple[TokenRun, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The process answers."""
+
+    status: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """How the model and its queue stand."""
+
+    ready: bool
+    status: str  # "loading", "ready", "failed" or "stopped"
+    model: str | None
+    max_context: int | None
+    waiting: int
+    queue_limit: int
+    running: bool
+    reason: str | None
+
+
+def parse_completion(body: Mapping[str, Any]) -> Completion:
+    """From the body of either completion route."""
+    choice, usage, extension = body["choices"][0], body["usage"], body["semshare"]
+    timings = {field.name: extension["timings"][field.name] for field in fields(Timings)}
+    return Completion(
+        id=body["id"],
+        model=body["model"],
+        text=choice["message"]["content"] if "message" in choice else choice["text"],
+        finish_reason=choice["finish_reason"],
+        prompt_tokens=usage["prompt_tokens"],
+        completion_tokens=usage["completion_tokens"],
+        cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+        reuse=Reuse(
+            mode=extension["mode"],
+            exact=extension["exact"],
+            fallback=extension["fallback"],
+            compute_fraction=extension["compute_fraction"],
+            tokens=extension["tokens"],
+            spans=_parse_runs(extension["spans"]),
+        ),
+        queue_s=extension["timings"]["queue_s"],
+        timings=Timings(**timings),
+        remembered=extension["remembered"],
+        donor=None if extension["donor"] is None else parse_donor(extension["donor"]),
+    )
+
+
+def parse_match(body: Mapping[str, Any]) -> Match:
+    """From the body of `POST /v1/match`."""
+    return Match(
+        prompt_tokens=body["prompt_tokens"],
+        exact=body["exact"],
+        compute_fraction=body["compute_fraction"],
+        tokens=body["tokens"],
+        spans=_parse_runs(body["spans"]),
+    )
+
+
+def parse_donor(body: Mapping[str, Any]) -> DonorInfo:
+    """From one donor's body."""
+    return DonorInfo(**{field.name: body[field.name] for field in fields(DonorInfo)})
+
+
+def parse_donors(body: Mapping[str, Any]) -> list[DonorInfo]:
+    """From the body of `GET /v1/donors`."""
+    return [parse_donor(item) for item in body["data"]]
+
+
+def parse_health(body: Mapping[str, Any]) -> Health:
+    """From the body of `GET /health`."""
+    return Health(status=body["status"], version=body["version"])
+
+
+def parse_readiness(body: Mapping[str, Any]) -> Readiness:
+    """From the body of `GET /ready`."""
+    queue = body["queue"]
+    return Readiness(
+        ready=body["status"] == "ready",
+        status=body["status"],
+        model=body["model"],
+        max_context=body["max_context"],
+        waiting=queue["waiting"],
+        queue_limit=queue["limit"],
+        running=queue["running"],
+        reason=body["reason"],
+    )
+
+
+def _parse_runs(runs: list[Mapping[str, Any]]) -> tuple[TokenRun, ...]:
+    names = [field.name for field in fields(TokenRun)]
+    return tuple(TokenRun(**{name: run[name] for name in names}) for run in runs)

@@ -1,0 +1,138 @@
+"""Reading requests and writing responses: the forms of `wire` over aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from semshare.errors import SemShareError
+from semshare_service.errors import (
+    BodyTooLarge,
+    NotAcceptable,
+    RequestTimedOut,
+    UnsupportedMediaType,
+    error_body,
+    error_kind,
+)
+from semshare_service.wire import (
+    MediaType,
+    decode,
+    encode,
+    request_media_type,
+    response_media_type,
+)
+from semshare_service.worker import log_unexpected
+
+MAX_BODY_BYTES: web.AppKey[int] = web.AppKey("max_body_bytes", int)
+
+
+async def read_body(request: web.Request) -> Any:
+    """The decoded body. Refuses the response's form too, before any work is done."""
+    media_type = request_media_type(request.headers.get("Content-Type"))
+    response_media_type(request.headers.get("Accept"), media_type)
+    limit = request.app[MAX_BODY_BYTES]
+    if request.content_length is not None and request.content_length > limit:
+        raise _too_large(limit)
+    try:
+        return decode(await request.read(), media_type)
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(limit) from None
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body is larger than {limit} bytes: shorten it, or raise max_body_bytes"
+    )
+
+
+def respond(
+    request: web.Request, body: object, *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    """`body` in the form the request asks for."""
+    media_type = _response_form(request)
+    return web.Response(
+        body=encode(body, media_type),
+        status=status,
+        headers=headers,
+        content_type=media_type.value,
+        charset="utf-8" if media_type is MediaType.JSON else None,
+    )
+
+
+def _response_form(request: web.Request) -> MediaType:
+    """JSON where the headers are no use, so that an error about them can be told."""
+    try:
+        default = request_media_type(request.headers.get("Content-Type"))
+    except UnsupportedMediaType:
+        default = MediaType.JSON
+    try:
+        return response_media_type(request.headers.get("Accept"), default)
+    except NotAcceptable:
+        return MediaType.JSON
+
+
+def error_response(request: web.Request, error: SemShareError) -> web.Response:
+    """The response that tells `error`."""
+    kind = error_kind(error)
+    retry_after_s = getattr(error, "retry_after_s", None)
+    headers = None if retry_after_s is None else {"Retry-After": str(math.ceil(retry_after_s))}
+    body = error_body(
+        str(error),
+        type_=kind.type,
+        code=kind.code,
+        param=getattr(error, "param", None) or kind.param,
+    )
+    return respond(request, body, status=kind.status, headers=headers)
+
+
+def error_middleware(timeout_s: float) -> Middleware:
+    """A middleware that bounds a request's time and gives every error the one form."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        timeout = asyncio.timeout(timeout_s)
+        try:
+            async with timeout:
+                return await handler(request)
+        except SemShareError as error:
+            return error_response(request, error)
+        except web.HTTPException as error:  # aiohttp's own: no such path, method not allowed
+            if error.status < 400:
+                raise
+            return _http_error_response(request, error)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and timeout.expired():
+                return error_response(
+                    request,
+                    RequestTimedOut(
+                        f"the request took longer than {timeout_s:g} s (request_timeout_s): "
+                        "shorten the prompt or the answer, or try when the service is less busy"
+                    ),
+                )
+            log_unexpected(f"{request.method} {request.rel_url.raw_path} failed", error)
+            body = error_body(
+                "an unexpected error; the service's log says where",
+                type_="server_error",
+                code="internal_error",
+            )
+            return respond(request, body, status=500)
+
+    return middleware
+
+
+def _http_error_response(request: web.Request, error: web.HTTPException) -> web.Response:
+    status = HTTPStatus(error.status)
+    message = f"{request.method} {request.path}: {status.phrase.lower()}"
+    headers = {}
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        headers["Allow"] = allowed
+        message += f"; allowed are {allowed}"
+    kind = "not_found_error" if status == HTTPStatus.NOT_FOUND else "invalid_request_error"
+    body = error_body(message, type_=kind, code=status.name.lower())
+    return respond(request, body, status=status, headers=headers)

@@ -1,0 +1,169 @@
+"""The one settings object of the service: TOML file, `SEMSHARE_*` environment, flags.
+
+Later ones win: defaults, file, environment, flags. An unknown key in any of them is an error.
+docs/service.md documents every field; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    SettingsConfigDict,
+)
+
+from semshare.config import EngineConfig
+from semshare.errors import InvalidRequest
+
+ENV_PREFIX = "SEMSHARE_"
+CONFIG_VARIABLE = "SEMSHARE_CONFIG"
+# Read by other parts of semshare, so not a misspelt setting of the service.
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE})
+
+
+class ServiceSettings(BaseSettings):
+    """Settings of one service process. Sizes are in bytes and may be written `2GiB`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+    )
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8765, ge=0, le=65535, description="port; 0: any free one")
+    allow_remote: bool = Field(
+        default=False,
+        description="listen on an address other machines can reach: there is no authentication",
+    )
+    model: str = Field(default="smollm2", description="bundled name, local path or hub id")
+    device: str = Field(default="cpu", description="cpu or cuda")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="the model's number format"
+    )
+    kv_budget_bytes: ByteSize = Field(
+        default=ByteSize(EngineConfig().kv_budget_bytes), ge=1, description="most KV kept"
+    )
+    queue_limit: int = Field(
+        default=32, ge=1, le=100_000, description="requests that may wait; one more gets 429"
+    )
+    max_body_bytes: ByteSize = Field(
+        default=ByteSize(4 << 20), ge=1024, description="largest request body"
+    )
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, le=86_400, description="seconds one request may take, waiting included"
+    )
+    shutdown_timeout_s: float = Field(
+        default=30.0, ge=0, le=3600, description="seconds running requests get after SIGTERM"
+    )
+    default_max_tokens: int = Field(
+        default=256, ge=1, description="answer tokens where the request does not say"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="log level; prompts are never logged"
+    )
+
+    @model_validator(mode="after")
+    def _loopback_unless_allowed(self) -> ServiceSettings:
+        if not self.allow_remote and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines and the service has no "
+                "authentication: use 127.0.0.1, or set allow_remote if the network is trusted"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine can reach `host`. A name other than localhost may not be."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The parser of `semshare serve`, with a flag for every setting."""
+    parser, _ = _parser_and_source()
+    return parser
+
+
+def load_settings(arguments: Sequence[str] = ()) -> tuple[ServiceSettings, argparse.Namespace]:
+    """Settings from the file, the environment and `arguments`, with the parsed arguments.
+
+    Raises `InvalidRequest` that names the key and where it was found.
+    """
+    parser, source = _parser_and_source()
+    parsed = parser.parse_args(arguments)
+    source(parsed_args=parsed)
+    _refuse_unknown_variables(os.environ)
+    config = parsed.config or os.environ.get(CONFIG_VARIABLE)
+    values: dict[str, Any] = {} if config is None else _read_file(Path(config))
+    values |= EnvSettingsSource(ServiceSettings)()
+    values |= source()
+    try:
+        return ServiceSettings(**values), parsed
+    except ValidationError as error:
+        raise InvalidRequest(_describe(error)) from None
+
+
+def _parser_and_source() -> tuple[argparse.ArgumentParser, CliSettingsSource[Any]]:
+    parser = argparse.ArgumentParser(
+        prog="semshare serve",
+        description="Serve one model over HTTP. Every flag is also a key of the TOML file and, "
+        f"with {ENV_PREFIX} before it and in capitals, an environment variable.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="once listening, print one JSON record with the address on standard output",
+    )
+    source: CliSettingsSource[Any] = CliSettingsSource(ServiceSettings, root_parser=parser)
+    return parser, source
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = {ENV_PREFIX + name.upper() for name in ServiceSettings.model_fields} | OTHER_VARIABLES
+    unknown = sorted(
+        name for name in environment if name.startswith(ENV_PREFIX) and name not in known
+    )
+    if unknown:
+        raise InvalidRequest(
+            f"unknown environment variable {unknown[0]}: known are {', '.join(sorted(known))}"
+        )
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"can't read the settings file {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidRequest(f"the settings file {path} is not TOML: {error}") from None
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for detail in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            known = ", ".join(ServiceSettings.model_fields)
+            problems.append(f"unknown setting {name!r}: known are {known}")
+        else:
+            problems.append(f"{name}: {detail['msg']}" if name else detail["msg"])
+    return "; ".join(problems)

@@ -1,0 +1,168 @@
+"""JSON and msgpack on the wire, decoded within bounds.
+
+Both carry the same values: maps with string keys, arrays, strings, numbers, booleans and null.
+What a decoder can be made to build is bounded by the body's size, `MAX_DEPTH` and `MAX_ITEMS`.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Any, NoReturn
+
+import msgpack
+
+from semshare.errors import InvalidRequest
+from semshare_service.errors import NotAcceptable, UnsupportedMediaType
+
+MAX_DEPTH = 16  # containers within containers; requests need five
+# Elements of one array. msgpack's decoder allocates what a header announces before it has read
+# the elements, so headers nested in each other would otherwise multiply a small body.
+MAX_ITEMS = 1 << 17
+
+
+class MediaType(Enum):
+    """The forms a body may have."""
+
+    JSON = "application/json"
+    MSGPACK = "application/msgpack"
+
+
+_NAMES = {
+    "application/json": MediaType.JSON,
+    "application/msgpack": MediaType.MSGPACK,
+    "application/x-msgpack": MediaType.MSGPACK,
+    "application/vnd.msgpack": MediaType.MSGPACK,
+}
+
+
+def request_media_type(content_type: str | None) -> MediaType:
+    """The form a `Content-Type` header names; parameters are ignored.
+
+    A body without one is refused too: a browser may send such a body to any address without
+    asking, and a JSON one only after asking.
+    """
+    name = (content_type or "").split(";")[0].strip().lower()
+    if name not in _NAMES:
+        raise UnsupportedMediaType(
+            f"the body's Content-Type is {name or 'missing'}: send application/json or "
+            "application/msgpack"
+        )
+    return _NAMES[name]
+
+
+def response_media_type(accept: str | None, default: MediaType) -> MediaType:
+    """The form the `Accept` header prefers; `default` where it leaves the choice to us."""
+    if not accept or not accept.strip():
+        return default
+    best: MediaType | None = None
+    best_quality = 0.0
+    for entry in accept.split(","):
+        name, _, parameters = entry.partition(";")
+        name = name.strip().lower()
+        offered = default if name in ("*/*", "application/*") else _NAMES.get(name)
+        quality = _quality(parameters)
+        if offered is not None and quality > best_quality:
+            best, best_quality = offered, quality
+    if best is None:
+        raise NotAcceptable(
+            "the Accept header excludes application/json and application/msgpack: accept one"
+        )
+    return best
+
+
+def _quality(parameters: str) -> float:
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def encode(value: object, media_type: MediaType) -> bytes:
+    """`value` as bytes. NaN and infinities are errors in JSON, which has no way to write them."""
+    if media_type is MediaType.JSON:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def decode(body: bytes, media_type: MediaType) -> Any:
+    """The value `body` holds; `InvalidRequest` where it is malformed or out of bounds."""
+    value = _decode_json(body) if media_type is MediaType.JSON else _decode_msgpack(body)
+    _check(value)
+    return value
+
+
+def _decode_json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:  # also UnicodeDecodeError and json.JSONDecodeError
+        # JSONDecodeError.msg leaves the document out; the others say no more than where.
+        detail = getattr(error, "msg", None) or getattr(error, "reason", None) or "bad number"
+        raise InvalidRequest(f"the body is not JSON: {detail}") from None
+
+
+def _decode_msgpack(body: bytes) -> Any:
+    try:
+        return msgpack.unpackb(
+            body,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=min(len(body), MAX_ITEMS),
+            max_map_len=min(len(body), MAX_ITEMS),
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise InvalidRequest(
+            f"the body is not msgpack within the limits: {type(error).__name__}"
+        ) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise json.JSONDecodeError(f"{name} is not a JSON number", name, 0)
+
+
+def _check(value: object) -> None:
+    """Walk the value without recursion and hold it to what both forms can carry."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        deeper: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                if not all(isinstance(key, str) for key in item):
+                    raise InvalidRequest("a map has a key that is not a string")
+                deeper.extend(item)
+                deeper.extend(item.values())
+            elif isinstance(item, list):
+                if len(item) > MAX_ITEMS:
+                    raise InvalidRequest(f"an array has over {MAX_ITEMS} elements")
+                deeper.extend(item)
+            elif isinstance(item, str):
+                _check_text(item)
+            elif item is not None and not isinstance(item, (bool, int, float)):
+                raise InvalidRequest(
+                    f"the body holds a {type(item).__name__}: send text, numbers, booleans, null, "
+                    "arrays and maps"
+                )
+        if not deeper:
+            return
+        level = deeper
+    raise _too_deep()
+
+
+def _check_text(text: str) -> None:
+    # JSON can write half of a surrogate pair, which no tokenizer can read.
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest("a string holds half of a surrogate pair: send valid text") from None
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"the body nests deeper than {MAX_DEPTH} levels")

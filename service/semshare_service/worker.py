@@ -1,0 +1,269 @@
+"""One thread that owns the engine, behind a bounded queue.
+
+The event loop only submits and awaits. A submitter that gives up (disconnect, time-out) takes
+its waiting job out of the queue; a running job is told and may stop between tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from traceback import extract_tb
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from semshare.errors import SemShareError
+from semshare_service.engine import Engine, EngineLoader
+from semshare_service.errors import QueueFull, ServiceUnavailable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+WorkerState: TypeAlias = Literal["loading", "ready", "failed", "stopped"]
+# An operation gets the engine and a function that is true once nobody waits for the result.
+Abandoned: TypeAlias = Callable[[], bool]
+Operation: TypeAlias = Callable[[Engine, Abandoned], T]
+
+_RECENT = 32  # requests whose mean service time estimates the wait
+_FIRST_GUESS_S = 1.0  # service time before any request has been served
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Generic[T]):
+    """What an operation returned and how long it waited for its turn, in seconds."""
+
+    value: T
+    queue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A snapshot. `waiting` counts queued requests, without the one that runs."""
+
+    state: WorkerState
+    model: str | None
+    max_context: int | None
+    waiting: int
+    limit: int
+    running: bool
+    reason: str | None
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    operation: Operation[Any]
+    submitted: float
+    future: Future[Served[Any]] = field(default_factory=Future)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+
+class ModelWorker:
+    """Loads the engine in its own thread, then runs submitted operations one at a time.
+
+    loaded: done once loading has ended; carries the exception where it failed.
+    """
+
+    def __init__(self, load: EngineLoader, *, queue_limit: int) -> None:
+        self._load = load
+        self._queue_limit = queue_limit
+        self._changed = threading.Condition()  # guards everything below
+        self._queue: deque[_Job] = deque()
+        self._running: _Job | None = None
+        self._state: WorkerState = "loading"
+        self._stopping = False
+        self._reason: str | None = None
+        self._model: str | None = None
+        self._max_context: int | None = None
+        self._service_times: deque[float] = deque(maxlen=_RECENT)
+        self._thread = threading.Thread(target=self._main, name="semshare-model", daemon=True)
+        self.loaded: Future[None] = Future()
+        self.loaded.set_running_or_notify_cancel()  # waiting for it must not cancel it
+
+    def start(self) -> None:
+        """Start loading; returns at once."""
+        self._thread.start()
+
+    async def submit(self, operation: Operation[T]) -> Served[T]:
+        """Run `operation` in the worker's thread and await its result.
+
+        Raises `QueueFull`, `ServiceUnavailable` or whatever the operation raises. Cancelling the
+        caller drops the job if it has not started.
+        """
+        job = _Job(operation, time.monotonic())
+        with self._changed:
+            self._refuse_unless_accepting()
+            self._queue.append(job)
+            self._changed.notify_all()
+        try:
+            return await asyncio.wrap_future(job.future)
+        finally:
+            job.abandoned.set()
+            with self._changed:
+                if job in self._queue:  # cancelled before its turn: its place is free again
+                    self._queue.remove(job)
+
+    def status(self) -> WorkerStatus:
+        """What the worker is doing now."""
+        with self._changed:
+            return WorkerStatus(
+                state=self._state,
+                model=self._model,
+                max_context=self._max_context,
+                waiting=len(self._queue),
+                limit=self._queue_limit,
+                running=self._running is not None,
+                reason=self._reason,
+            )
+
+    async def close(self, timeout_s: float) -> bool:
+        """Refuse new jobs, fail the waiting ones and wait for the running one, within a bound.
+
+        Returns whether the thread has ended; one that has not dies with the process.
+        """
+        with self._changed:
+            self._stopping = True
+            self._fail_waiting()
+            if self._running is not None:
+                self._running.abandoned.set()
+            self._changed.notify_all()
+        await asyncio.to_thread(self._thread.join, timeout_s)
+        if self._thread.is_alive():
+            logger.warning("the model is still busy %.0f s after the stop", timeout_s)
+            return False
+        return True
+
+    # The event loop's side, with the lock held.
+
+    def _refuse_unless_accepting(self) -> None:
+        if self._stopping or self._state == "stopped":
+            raise ServiceUnavailable("the service is stopping: send the request to another one")
+        if self._state == "failed":
+            raise ServiceUnavailable(f"the model is not available: {self._reason}")
+        if self._state == "loading":
+            raise ServiceUnavailable(
+                "the model is still loading: GET /ready says when it is there", retry_after_s=1.0
+            )
+        waiting = len(self._queue)
+        if waiting >= self._queue_limit:
+            retry_after_s = self._expected_wait_s()
+            raise QueueFull(
+                f"{waiting} requests are waiting, which is the limit (queue_limit): try again in "
+                f"{retry_after_s:.0f} s",
+                retry_after_s=retry_after_s,
+            )
+
+    def _expected_wait_s(self) -> float:
+        """Whole seconds until the queue, as it stands, has been served; at least one."""
+        recent = self._service_times
+        mean = sum(recent) / len(recent) if recent else _FIRST_GUESS_S
+        return float(max(1, math.ceil(mean * (len(self._queue) + (self._running is not None)))))
+
+    def _fail_waiting(self) -> None:
+        while self._queue:
+            job = self._queue.popleft()
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(ServiceUnavailable("the service stopped before its turn"))
+
+    # The worker's side.
+
+    def _main(self) -> None:
+        engine = self._load_engine()
+        try:
+            if engine is not None:
+                self._serve(engine)
+        finally:
+            with self._changed:
+                if self._stopping:
+                    self._state = "stopped"
+                elif self._state == "ready":  # something no operation may raise has ended it
+                    self._state, self._reason = "failed", "the worker's thread has died"
+                died_in, self._running = self._running, None
+                self._fail_waiting()
+            if died_in is not None:
+                died_in.future.set_exception(ServiceUnavailable("the worker's thread has died"))
+
+    def _load_engine(self) -> Engine | None:
+        started = time.monotonic()
+        try:
+            engine = self._load()
+            model, max_context = engine.model_name, engine.max_context
+        except BaseException as error:
+            with self._changed:
+                self._state = "failed"
+                self._reason = (
+                    str(error) if isinstance(error, SemShareError) else type(error).__name__
+                )
+            log_unexpected("loading the model failed", error)
+            self.loaded.set_exception(error)
+            return None
+        with self._changed:
+            self._state = "ready"
+            self._model, self._max_context = model, max_context
+        logger.info("%s is ready after %.1f s", model, time.monotonic() - started)
+        self.loaded.set_result(None)
+        return engine
+
+    def _serve(self, engine: Engine) -> None:
+        maybe_pending = False
+        while True:
+            with self._changed:
+                while not self._queue and not self._stopping and not maybe_pending:
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                job = self._queue.popleft() if self._queue else None
+                self._running = job
+            if job is None:
+                self._complete_pending(engine)
+                maybe_pending = False
+            else:
+                self._run(engine, job)
+                job = None  # its result or error is not kept until the next one comes
+                maybe_pending = True
+
+    def _run(self, engine: Engine, job: _Job) -> None:
+        started = time.monotonic()
+        value: Any = None
+        error: Exception | None = None
+        claimed = job.future.set_running_or_notify_cancel()
+        if claimed:
+            try:
+                value = job.operation(engine, job.abandoned.is_set)
+            except Exception as caught:
+                error = caught
+        ended = time.monotonic()
+        with self._changed:
+            self._running = None
+            if claimed:
+                self._service_times.append(ended - started)
+        # Last, so that whoever waits for the result sees the worker free.
+        if error is not None:
+            job.future.set_exception(error)
+            error = None  # its traceback holds this frame, and with it the engine's tensors
+        elif claimed:
+            job.future.set_result(Served(value, started - job.submitted))
+
+    def _complete_pending(self, engine: Engine) -> None:
+        try:
+            engine.complete_pending()
+        except Exception as error:
+            # Nobody waits for this one, and answers don't depend on it.
+            log_unexpected("completing remembered prompts failed", error)
+
+
+def log_unexpected(what: str, error: BaseException) -> None:
+    """Log where an unexpected error arose, without its message, which may quote a prompt."""
+    if isinstance(error, SemShareError):
+        logger.error("%s: %s", what, error)
+        return
+    frames = " < ".join(
+        f"{frame.filename}:{frame.lineno} {frame.name}"
+        for frame in reversed(extract_tb(error.__traceback__))
+    )
+    logger.error("%s: %s at %s", what, type(error).__name__, frames)

@@ -1,0 +1,343 @@
+"""Donors of all namespaces: what they hold, who finds them, and who has to go."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from properties import examples
+from small_pools import small_pool
+
+from semshare import NotFound, PoolExhausted
+from semshare.donors.embedders import HashEmbedder, Vector
+from semshare.donors.library import Donor, DonorLibrary, donor_id
+from semshare.donors.prefix_tree import PrefixNode
+from semshare.kv.pool import KVPool, Pages
+from semshare.types import Ids
+
+PAGES = 12
+NO_HISTORY = np.empty(0, np.float32)
+
+# Prompts over few ids, so that they share stems and are sometimes the same.
+prompts = st.lists(
+    st.sampled_from([(0, 0, 0, 0), (0, 0, 0, 1), (2, 2)]), min_size=1, max_size=5
+).map(lambda chunks: np.array([i for chunk in chunks for i in chunk], dtype=np.int32))
+spaces = st.sampled_from(["a", "b"])
+
+
+def ids_from(start: int, n: int) -> Ids:
+    return np.arange(start, start + n, dtype=np.int32)
+
+
+def library_over(pool: KVPool) -> DonorLibrary:
+    return DonorLibrary(pool, HashEmbedder(16))
+
+
+def keep(
+    library: DonorLibrary, pool: KVPool, ids: Ids, *, namespace: str = "n", pinned: bool = False
+) -> Donor:
+    """Add a donor as a request does: on pages of its own, given back afterwards."""
+    pages = pool.allocate(len(ids))
+    try:
+        codes = np.zeros((len(ids), 1), np.uint64)
+        return library.add(namespace, ids, pages, codes=codes, history=NO_HISTORY, pinned=pinned)
+    finally:
+        pool.release(pages)
+
+
+@pytest.fixture
+def pool() -> KVPool:
+    return small_pool(PAGES)
+
+
+@pytest.fixture
+def library(pool: KVPool) -> DonorLibrary:
+    return library_over(pool)
+
+
+def test_a_donor_is_found_by_prefix_by_span_and_by_meaning(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    ids = ids_from(0, 14)
+    donor = keep(library, pool, ids)
+    space = library.namespace("n")
+    assert space.prefixes.match(ids).node.owner == donor.id
+    (span,) = space.spans.find(np.concatenate(([99], ids)).astype(np.int32), start=0, min_length=8)
+    assert (span.donor, span.start, span.length) == (donor.id, 1, 14)
+    (similar,) = space.prompts.nearest(library.vector(ids), 3)
+    assert similar.donor == donor.id
+    assert donor.info.tokens == 14
+    assert donor.info.bytes == 4 * 4 * pool.bytes_per_slot == pool.used_bytes
+    np.testing.assert_array_equal(donor.slots, pool.slots_of(donor.pages)[:14])
+
+
+def test_namespaces_hold_nothing_of_each_other(library: DonorLibrary, pool: KVPool) -> None:
+    donor = keep(library, pool, ids_from(0, 14), namespace="a")
+    other = library.namespace("b")
+    assert other.prefixes.match(ids_from(0, 14)).tokens == 0
+    assert other.spans.find(ids_from(0, 14), start=0, min_length=8) == []
+    assert other.prompts.nearest(library.vector(ids_from(0, 14)), 3) == []
+    assert library.infos("b") == []
+    with pytest.raises(NotFound, match=f"no donor '{donor.id}' in namespace 'b'"):
+        library.remove("b", donor.id)
+    assert [info.id for info in library.infos("a")] == [donor.id]
+
+
+def test_ids_of_donors_are_the_same_in_every_process() -> None:
+    assert donor_id("n", ids_from(0, 3)) == "donor-ebe5aafb6f5cf43c5b41c4dd"
+    names = {
+        donor_id(space, ids) for space in ("a", "b") for ids in (ids_from(0, 3), ids_from(1, 3))
+    }
+    assert len(names) == 4
+
+
+def test_the_same_prompt_again_replaces_its_donor(library: DonorLibrary, pool: KVPool) -> None:
+    first = keep(library, pool, ids_from(0, 14))
+    used = pool.used_bytes
+    second = keep(library, pool, ids_from(0, 14), pinned=True)
+    assert second.id == first.id
+    assert [info.pinned for info in library.infos("n")] == [True]
+    assert pool.used_bytes == used
+    assert len(library.namespace("n").prompts) == 1
+
+
+def test_removing_gives_all_pages_back(library: DonorLibrary, pool: KVPool) -> None:
+    donor = keep(library, pool, ids_from(0, 14))
+    library.remove("n", donor.id)
+    assert pool.free_pages == PAGES
+    space = library.namespace("n")
+    assert space.prefixes.match(ids_from(0, 14)).tokens == 0
+    assert space.spans.find(ids_from(0, 14), start=0, min_length=8) == []
+    assert space.prompts.nearest(library.vector(ids_from(0, 14)), 3) == []
+    with pytest.raises(NotFound):
+        library.get("n", donor.id)
+
+
+def test_removing_leaves_what_another_donor_shares(library: DonorLibrary, pool: KVPool) -> None:
+    stem = ids_from(0, 8)
+    first = keep(library, pool, np.concatenate((stem, ids_from(50, 4))))
+    second = keep(library, pool, np.concatenate((stem, ids_from(60, 4))))
+    library.remove("n", first.id)
+    match = library.namespace("n").prefixes.match(second.ids)
+    assert match.tokens == 12
+    assert np.all(pool.references(match.pages) >= 1)
+    library.remove("n", second.id)
+    assert pool.free_pages == PAGES
+
+
+def test_pages_in_use_outlive_their_donor(library: DonorLibrary, pool: KVPool) -> None:
+    donor = keep(library, pool, ids_from(0, 14))
+    pool.share(donor.pages)  # a request reads it
+    library.remove("n", donor.id)
+    assert pool.free_pages == PAGES - 4
+    pool.release(donor.pages)
+    assert pool.free_pages == PAGES
+
+
+def test_a_prompt_shorter_than_a_page_can_be_a_donor(library: DonorLibrary, pool: KVPool) -> None:
+    donor = keep(library, pool, ids_from(0, 3))
+    keep(library, pool, ids_from(7, 2))
+    library.remove("n", donor.id)
+    assert pool.free_pages == PAGES - 1
+
+
+def test_clear_gives_back_donors_and_prefixes_of_one_namespace(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    keep(library, pool, ids_from(0, 8), namespace="a", pinned=True)
+    keep(library, pool, ids_from(0, 8), namespace="b")
+    pages = pool.allocate(8)
+    library.cache_prefix("a", ids_from(30, 8), pages)
+    pool.release(pages)
+    library.clear("a")
+    assert pool.free_pages == PAGES - 2
+    assert library.infos("a") == []
+    assert len(library.infos("b")) == 1
+    library.clear("never seen")
+
+
+def test_cached_prefixes_go_before_donors_and_the_oldest_first(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    old = keep(library, pool, ids_from(100, 8))
+    for start in (0, 20):
+        pages = pool.allocate(8)
+        library.cache_prefix("n", ids_from(start, 8), pages)
+        pool.release(pages)
+    new = keep(library, pool, ids_from(200, 8))
+    prefixes = library.namespace("n").prefixes
+    prefixes.match(ids_from(0, 8))  # now the prefix from 20 is the oldest
+    assert pool.free_pages == 4
+    pool.allocate(6 * 4)
+    assert prefixes.match(ids_from(20, 8)).tokens == 0
+    assert prefixes.match(ids_from(0, 8)).tokens == 8
+    pool.allocate(2 * 4)
+    assert [info.id for info in library.infos("n")] == [old.id, new.id]
+    library.get("n", old.id)  # used: the other one is older now
+    pool.allocate(2 * 4)
+    assert [info.id for info in library.infos("n")] == [old.id]
+    assert library.evicted_donors == 1
+
+
+def test_pinned_donors_stay(library: DonorLibrary, pool: KVPool) -> None:
+    pinned = keep(library, pool, ids_from(0, 16), pinned=True)
+    keep(library, pool, ids_from(100, 16))
+    with pytest.raises(PoolExhausted):
+        pool.allocate(9 * 4)
+    assert [info.id for info in library.infos("n")] == [pinned.id]
+    assert pool.free_pages == 8
+    assert library.namespace("n").prefixes.match(ids_from(0, 16)).tokens == 16
+
+
+def test_a_prefix_that_is_read_is_not_evicted(library: DonorLibrary, pool: KVPool) -> None:
+    pages = pool.allocate(8)
+    library.cache_prefix("n", ids_from(0, 8), pages)  # and its request still runs
+    with pytest.raises(PoolExhausted):
+        pool.allocate(11 * 4)
+    assert library.namespace("n").prefixes.match(ids_from(0, 8)).tokens == 8
+
+
+class FailsOnce(HashEmbedder):
+    """An embedder whose first call fails, as a model out of memory would."""
+
+    failed = False
+
+    def embed(self, ids: Ids) -> Vector:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("no memory")
+        return super().embed(ids)
+
+
+def test_an_embedder_that_fails_leaves_nothing_half_kept(pool: KVPool) -> None:
+    library = DonorLibrary(pool, FailsOnce(16))
+    with pytest.raises(RuntimeError, match="no memory"):
+        keep(library, pool, ids_from(0, 14))
+    assert pool.free_pages == PAGES
+    assert library.infos("n") == []
+    donor = keep(library, pool, ids_from(0, 14))
+    library.remove("n", donor.id)
+    assert pool.free_pages == PAGES
+
+
+def test_the_owner_of_a_prefix_is_the_first_donor_that_begins_with_it(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    long = keep(library, pool, ids_from(0, 12))
+    keep(library, pool, ids_from(0, 4))
+    match = library.namespace("n").prefixes.match
+    assert match(ids_from(0, 4)).node.owner == long.id
+    library.remove("n", long.id)
+    assert match(ids_from(0, 12)).tokens == 4
+
+
+class LibraryMachine(RuleBasedStateMachine):
+    """Donors, cached prefixes and readers come and go under pressure; every page is accounted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = small_pool(PAGES)
+        self.library = library_over(self.pool)
+        self.readers: list[Pages] = []
+
+    @rule(ids=prompts, namespace=spaces, pinned=st.booleans())
+    def keep(self, ids: Ids, namespace: str, pinned: bool) -> None:
+        pinned = pinned and sum(d.pinned for d in self.donors()) < 2
+        try:
+            donor = keep(self.library, self.pool, ids, namespace=namespace, pinned=pinned)
+        except PoolExhausted:
+            return
+        assert self.library.get(namespace, donor.id) is donor
+
+    @rule(ids=prompts, namespace=spaces)
+    def serve_exactly(self, ids: Ids, namespace: str) -> None:
+        """As a request: a prefix hit, the rest on own pages, all of it cached at the end."""
+        match = self.library.namespace(namespace).prefixes.match(ids, limit=len(ids) - 1)
+        self.pool.share(match.pages)
+        try:
+            own = self.pool.allocate(len(ids) - match.tokens)
+        except PoolExhausted:
+            self.pool.release(match.pages)
+            return
+        self.library.cache_prefix(namespace, ids, np.concatenate((match.pages, own)))
+        self.pool.release(match.pages)
+        self.pool.release(own)
+
+    @rule(namespace=spaces, data=st.data())
+    def remove(self, namespace: str, data: st.DataObject) -> None:
+        infos = self.library.infos(namespace)
+        if infos:
+            self.library.remove(namespace, data.draw(st.sampled_from(infos)).id)
+
+    @rule(data=st.data())
+    def read_a_donor(self, data: st.DataObject) -> None:
+        if donors := self.donors():
+            pages = data.draw(st.sampled_from(donors)).pages
+            self.pool.share(pages)
+            self.readers.append(pages)
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def stop_reading(self, data: st.DataObject) -> None:
+        self.pool.release(self.readers.pop(data.draw(st.integers(0, len(self.readers) - 1))))
+
+    @rule(namespace=spaces)
+    def clear(self, namespace: str) -> None:
+        self.library.clear(namespace)
+
+    @rule(n_slots=st.integers(1, 4 * PAGES))
+    def need_room(self, n_slots: int) -> None:
+        pinned = {d.id for d in self.donors() if d.pinned}
+        try:
+            self.pool.release(self.pool.allocate(n_slots))
+        except PoolExhausted:
+            held = self.pool.references(np.arange(PAGES)) > 0
+            kept = [d.pages for d in self.donors() if d.pinned]
+            kept += [node.pages for node in self.nodes() if node.locks]
+            needed = np.unique(np.concatenate([*self.readers, *kept, np.empty(0, np.int64)]))
+            np.testing.assert_array_equal(np.flatnonzero(held), needed)
+        assert pinned <= {d.id for d in self.donors()}
+
+    def donors(self) -> list[Donor]:
+        names = self.library.names
+        return [d for name in names for d in self.library.namespace(name).donors.values()]
+
+    def nodes(self) -> list[PrefixNode]:
+        names = self.library.names
+        return [node for name in names for node in self.library.namespace(name).prefixes.nodes()]
+
+    @invariant()
+    def every_reference_has_its_holder(self) -> None:
+        expected = np.zeros(PAGES, dtype=int)
+        for node in self.nodes():
+            expected[node.pages] += 1
+        for pages in (*self.readers, *(donor.pages for donor in self.donors())):
+            expected[pages] += 1
+        np.testing.assert_array_equal(self.pool.references(np.arange(PAGES)), expected)
+
+    @invariant()
+    def the_path_of_every_donor_is_locked_and_of_nobody_else(self) -> None:
+        for name in self.library.names:
+            space = self.library.namespace(name)
+            expected: Counter[int] = Counter()
+            for donor in space.donors.values():
+                step: PrefixNode | None = donor.node
+                while step is not None:
+                    expected[id(step)] += 1
+                    step = step.parent
+            for node in space.prefixes.nodes():
+                assert node.locks == expected[id(node)]
+            assert len(space.prompts) == len(space.donors)
+
+
+def test_every_page_is_accounted_for_whatever_happens() -> None:
+    run_state_machine_as_test(LibraryMachine, settings=examples(60))

@@ -1,0 +1,168 @@
+"""Identical runs against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import examples
+
+from semshare.donors.span_index import Span, SpanIndex, ngram_hashes
+from semshare.types import Ids
+
+NGRAM = 4
+
+
+def ids(*values: int) -> Ids:
+    return np.array(values, dtype=np.int32)
+
+
+def assert_true_spans(
+    spans: list[Span], target: Ids, donors: dict[str, Ids], start: int, min_length: int
+) -> None:
+    """Each span is identical text, long enough, and they are disjoint and in order."""
+    end = start
+    for span in spans:
+        assert span.start >= end
+        assert span.length >= min_length
+        end = span.start + span.length
+        assert end <= len(target)
+        donor = donors[span.donor]
+        assert 0 <= span.donor_start <= span.donor_start + span.length <= len(donor)
+        np.testing.assert_array_equal(
+            target[span.start : end], donor[span.donor_start : span.donor_start + span.length]
+        )
+
+
+small_texts = st.lists(st.integers(0, 3), max_size=60).map(lambda v: np.array(v, dtype=np.int32))
+
+
+@examples(150)
+@given(
+    donors=st.lists(small_texts, max_size=4),
+    target=small_texts,
+    min_length=st.integers(1, 8),
+    data=st.data(),
+)
+def test_every_span_is_identical_text(
+    donors: list[Ids], target: Ids, min_length: int, data: st.DataObject
+) -> None:
+    index = SpanIndex(NGRAM)
+    named = {f"d{i}": donor for i, donor in enumerate(donors)}
+    for name, donor in named.items():
+        index.add(name, donor)
+    start = data.draw(st.integers(0, len(target)))
+    spans = index.find(target, start=start, min_length=min_length)
+    assert_true_spans(spans, target, named, start, min_length)
+    # A run that could go on to the right would have: the next pair of ids differs.
+    for span in spans:
+        after, donor_after = span.start + span.length, span.donor_start + span.length
+        donor = named[span.donor]
+        if after < len(target) and donor_after < len(donor):
+            assert target[after] != donor[donor_after]
+    removed = data.draw(st.sampled_from(sorted(named)) if named else st.none())
+    if removed is not None:
+        index.remove(removed)
+        del named[removed]
+        left = index.find(target, start=start, min_length=min_length)
+        assert_true_spans(left, target, named, start, min_length)
+
+
+@examples(100)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    min_length=st.integers(1, 16),
+)
+def test_every_planted_run_is_found_whole(seed: int, lengths: list[int], min_length: int) -> None:
+    """Text that occurs once in its donor and once in the target, between text of neither."""
+    rng = np.random.default_rng(seed)
+    unique = iter(rng.permutation(10_000).astype(np.int32))
+
+    def text(n: int) -> Ids:
+        return np.array([next(unique) for _ in range(n)], dtype=np.int32)
+
+    index = SpanIndex(NGRAM)
+    target, expected = [text(int(rng.integers(0, 5)))], []
+    at = len(target[0])
+    for number, length in enumerate(lengths):
+        run = text(length)
+        before = int(rng.integers(0, 20))
+        index.add(f"d{number}", np.concatenate((text(before), run, text(int(rng.integers(0, 20))))))
+        if length >= max(min_length, NGRAM):
+            expected.append(Span(at, length, f"d{number}", before))
+        gap = text(int(rng.integers(1, 5)))
+        target += [run, gap]
+        at += length + len(gap)
+    assert index.find(np.concatenate(target), start=0, min_length=min_length) == expected
+
+
+def test_a_run_is_cut_at_the_start_of_the_search() -> None:
+    index = SpanIndex(NGRAM)
+    index.add("d", np.arange(50, dtype=np.int32))
+    found = index.find(np.arange(10, 40, dtype=np.int32), start=7, min_length=5)
+    assert found == [Span(7, 23, "d", 17)]
+
+
+def test_the_longest_run_wins_and_the_latest_donor_among_equals() -> None:
+    index = SpanIndex(NGRAM)
+    index.add("short", ids(1, 2, 3, 4, 5, 60))
+    index.add("long", ids(70, 1, 2, 3, 4, 5, 6))
+    index.add("as long", ids(80, 81, 1, 2, 3, 4, 5, 6))
+    target = ids(90, 1, 2, 3, 4, 5, 6, 91)
+    assert index.find(target, start=0, min_length=4) == [Span(1, 6, "as long", 2)]
+    index.remove("as long")
+    assert index.find(target, start=0, min_length=4) == [Span(1, 6, "long", 1)]
+    index.remove("long")
+    assert index.find(target, start=0, min_length=4) == [Span(1, 5, "short", 0)]
+    index.remove("short")
+    assert index.find(target, start=0, min_length=4) == []
+
+
+def test_runs_from_several_donors_in_a_new_order() -> None:
+    index = SpanIndex(NGRAM)
+    papers = [np.arange(100 * i, 100 * i + 40, dtype=np.int32) for i in range(5)]
+    for i, paper in enumerate(papers):
+        index.add(f"d{i}", paper)
+    order = [3, 0, 4, 2, 1]
+    found = index.find(np.concatenate([papers[i] for i in order]), start=0, min_length=16)
+    assert found == [Span(40 * k, 40, f"d{i}", 0) for k, i in enumerate(order)]
+
+
+def test_a_run_shorter_than_asked_for_is_left_out() -> None:
+    index = SpanIndex(NGRAM)
+    index.add("d", np.arange(9, dtype=np.int32))
+    target = np.concatenate((np.arange(9), [99])).astype(np.int32)
+    assert len(index.find(target, start=0, min_length=9)) == 1
+    assert index.find(target, start=0, min_length=10) == []
+
+
+def test_equal_hashes_with_different_ids_are_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    constant = lambda values, n: np.zeros(max(len(values) - n + 1, 0), np.uint64)  # noqa: E731
+    monkeypatch.setattr("semshare.donors.span_index.ngram_hashes", constant)
+    index = SpanIndex(NGRAM)
+    index.add("d", ids(1, 2, 3, 4))
+    assert index.find(ids(5, 6, 7, 8), start=0, min_length=1) == []
+    assert index.find(ids(1, 2, 3, 4), start=0, min_length=1) == [Span(0, 4, "d", 0)]
+
+
+def test_prompts_shorter_than_an_ngram_are_harmless() -> None:
+    index = SpanIndex(NGRAM)
+    index.add("tiny", ids(1, 2))
+    index.add("d", ids(1, 2, 3, 4))
+    assert index.find(ids(1, 2), start=0, min_length=1) == []
+    assert index.find(ids(1, 2, 3, 4), start=4, min_length=1) == []
+    index.remove("tiny")
+    assert index.find(ids(1, 2, 3, 4), start=0, min_length=1) == [Span(0, 4, "d", 0)]
+
+
+def test_hashes_are_the_same_in_every_process() -> None:
+    found = ngram_hashes(ids(5, 0, 7, 7), 3)
+    base, modulus = 0x9E3779B97F4A7C15, 2**64
+    expected = [
+        ((a + 1) * base**2 + (b + 1) * base + (c + 1)) % modulus
+        for a, b, c in ((5, 0, 7), (0, 7, 7))
+    ]
+    assert found.tolist() == expected
+    assert len(ngram_hashes(ids(1, 2), 3)) == 0

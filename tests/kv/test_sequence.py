@@ -1,0 +1,238 @@
+"""Layouts by hand, and a sequence's own slots and references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import examples
+from small_pools import small_pool
+
+from semshare import PoolExhausted
+from semshare.kv import sequence as module
+from semshare.kv.sequence import MAX_VIEWS, MIN_VIEW_TOKENS, KVSequence, Layout, lay_out
+from semshare.types import DeviationSchedule, ReusePlan, TokenSource
+
+FRESH, PREFIX, SPAN, FUZZY = TokenSource
+
+Run = tuple[TokenSource, int, int, int]  # source, tokens, donor position, slot
+
+
+def plan_of(runs: Sequence[Run], candidates: Sequence[int] | None = None) -> ReusePlan:
+    """A plan of runs one after another; fresh ones ignore position and slot."""
+    source, position, slots = [], [], []
+    for kind, n, donor_position, slot in runs:
+        fresh = kind == FRESH
+        source += [kind] * n
+        position += [-1] * n if fresh else list(range(donor_position, donor_position + n))
+        slots += [-1] * n if fresh else list(range(slot, slot + n))
+    n = len(source)
+    schedule = None
+    if candidates is not None:
+        schedule = DeviationSchedule(1, (len(candidates),), np.array(candidates, dtype=np.int32))
+    return ReusePlan(
+        ids=np.zeros(n, np.int32),
+        source=np.array(source, np.uint8),
+        donor=np.where(np.array(source) == FRESH, -1, 0).astype(np.int32),
+        position=np.array(position, np.int32),
+        slots=np.array(slots, np.int64),
+        donors=("d",),
+        reasons=np.zeros(n, np.uint8),
+        deviation=schedule,
+    )
+
+
+def views_of(layout: Layout) -> list[tuple[int, int, int, int]]:
+    """(first position, tokens, slot, shift) of each view, checked to be contiguous."""
+    for view in layout.views:
+        np.testing.assert_array_equal(np.diff(view.positions), 1)
+    return [(int(v.positions[0]), len(v), v.slot_start, v.shift) for v in layout.views]
+
+
+def test_everything_fresh_is_all_own() -> None:
+    layout = lay_out(plan_of([(FRESH, 5, 0, 0)]))
+    assert layout.views == ()
+    np.testing.assert_array_equal(layout.own, np.arange(5))
+    assert len(layout.copied) == 0
+
+
+def test_a_prefix_is_a_view_however_short() -> None:
+    layout = lay_out(plan_of([(PREFIX, 4, 0, 40), (FRESH, 3, 0, 0)]))
+    assert views_of(layout) == [(0, 4, 40, 0)]
+    np.testing.assert_array_equal(layout.own, [4, 5, 6])
+    assert len(layout.copied) == 0
+
+
+def test_a_prefix_on_two_page_runs_is_two_views() -> None:
+    layout = lay_out(plan_of([(PREFIX, 4, 0, 40), (PREFIX, 4, 4, 8), (FRESH, 1, 0, 0)]))
+    assert views_of(layout) == [(0, 4, 40, 0), (4, 4, 8, 0)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_view"), [(MIN_VIEW_TOKENS, True), (MIN_VIEW_TOKENS - 1, False)]
+)
+def test_a_span_is_a_view_from_the_minimum_on(tokens: int, is_view: bool) -> None:
+    layout = lay_out(plan_of([(FRESH, 3, 0, 0), (SPAN, tokens, 10, 100), (FRESH, 2, 0, 0)]))
+    if is_view:
+        assert views_of(layout) == [(3, tokens, 100, -7)]
+        np.testing.assert_array_equal(layout.own, [0, 1, 2, tokens + 3, tokens + 4])
+        assert len(layout.copied) == 0
+    else:
+        assert layout.views == ()
+        np.testing.assert_array_equal(layout.own, np.arange(tokens + 5))
+        np.testing.assert_array_equal(layout.copied, np.arange(3, tokens + 3))
+        np.testing.assert_array_equal(layout.copied_slots, np.arange(100, 100 + tokens))
+        np.testing.assert_array_equal(layout.copied_shift, np.full(tokens, -7))
+
+
+def test_a_change_of_shift_or_a_gap_in_slots_ends_a_view() -> None:
+    n = MIN_VIEW_TOKENS
+    layout = lay_out(
+        plan_of(
+            [
+                (SPAN, n, 50, 200),
+                (SPAN, n, 60 + n, 200 + n),
+                (SPAN, n, 60 + 2 * n, 900),
+                (FRESH, 1, 0, 0),
+            ]
+        )
+    )
+    assert views_of(layout) == [(0, n, 200, -50), (n, n, 200 + n, -60), (2 * n, n, 900, -60)]
+
+
+def test_fuzzy_tokens_are_copied_each_with_its_own_shift() -> None:
+    layout = lay_out(
+        plan_of([(FUZZY, 1, 7, 30), (FUZZY, 1, 3, 26), (FUZZY, 1, 7, 30), (FRESH, 1, 0, 0)])
+    )
+    np.testing.assert_array_equal(layout.copied, [0, 1, 2])
+    np.testing.assert_array_equal(layout.copied_slots, [30, 26, 30])
+    np.testing.assert_array_equal(layout.copied_shift, [-7, -2, -5])
+
+
+def test_no_more_than_the_longest_few_runs_are_views() -> None:
+    runs: list[Run] = []
+    for i in range(MAX_VIEWS + 2):
+        runs += [(SPAN, MIN_VIEW_TOKENS + i, 1000, 10_000 * i), (FRESH, 1, 0, 0)]
+    layout = lay_out(plan_of(runs))
+    assert len(layout.views) == MAX_VIEWS
+    assert min(len(view) for view in layout.views) == MIN_VIEW_TOKENS + 2
+    assert [int(v.positions[0]) for v in layout.views] == sorted(
+        int(v.positions[0]) for v in layout.views
+    )
+    assert len(layout.copied) == 2 * MIN_VIEW_TOKENS + 1
+
+
+def test_deviation_candidates_are_copied_and_never_viewed() -> None:
+    n = 2 * MIN_VIEW_TOKENS
+    runs = [(FRESH, 2, 0, 0), (SPAN, n + 1 + n, 10, 100), (FRESH, 1, 0, 0)]
+    middle = 2 + n
+    layout = lay_out(plan_of(runs, candidates=[middle]))
+    assert views_of(layout) == [(2, n, 100, -8), (middle + 1, n, 100 + n + 1, -8)]
+    np.testing.assert_array_equal(layout.copied, [middle])
+    np.testing.assert_array_equal(layout.copied_slots, [100 + n])
+
+
+def test_a_view_may_start_at_the_pools_first_slot_after_a_fresh_token() -> None:
+    layout = lay_out(plan_of([(FRESH, 1, 0, 0), (SPAN, MIN_VIEW_TOKENS, 1, 0), (FRESH, 1, 0, 0)]))
+    assert views_of(layout) == [(1, MIN_VIEW_TOKENS, 0, 0)]
+
+
+any_runs = st.lists(
+    st.tuples(
+        st.sampled_from([FRESH, SPAN, FUZZY]),
+        st.integers(1, 9),
+        st.integers(0, 60),
+        st.integers(0, 60),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@examples(150)
+@given(any_runs, st.integers(0, 3), st.data())
+def test_every_token_is_viewed_or_own_exactly_once(
+    runs: list[Run], prefix_pages: int, data: st.DataObject
+) -> None:
+    prefix: list[Run] = [(PREFIX, 4 * prefix_pages, 0, 100)] if prefix_pages else []
+    plain = plan_of([*prefix, *runs])
+    reused = np.flatnonzero(plain.source > PREFIX).tolist()
+    candidates = data.draw(
+        st.lists(st.sampled_from(reused), unique=True) if reused else st.just([])
+    )
+    plan = plan_of([*prefix, *runs], sorted(candidates) or None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MIN_VIEW_TOKENS", data.draw(st.integers(1, 6)))
+        patch.setattr(module, "MAX_VIEWS", data.draw(st.integers(1, 4)))
+        layout = lay_out(plan)
+    viewed = np.concatenate([v.positions for v in layout.views] or [np.empty(0, np.int64)])
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate((viewed, layout.own))), np.arange(len(plan.ids))
+    )
+    for view in layout.views:
+        np.testing.assert_array_equal(
+            plan.slots[view.positions], view.slot_start + np.arange(len(view))
+        )
+        np.testing.assert_array_equal(view.positions - plan.position[view.positions], view.shift)
+    assert not np.isin(viewed, candidates).any()
+    is_prefix = np.flatnonzero(plan.source == PREFIX)
+    assert np.isin(is_prefix, viewed).all()
+    expected_copies = np.setdiff1d(np.flatnonzero(plan.source != FRESH), viewed)
+    np.testing.assert_array_equal(layout.copied, expected_copies)
+    np.testing.assert_array_equal(layout.copied_slots, plan.slots[layout.copied])
+    np.testing.assert_array_equal(layout.copied_shift, layout.copied - plan.position[layout.copied])
+
+
+def test_a_sequence_holds_what_it_reads_until_released() -> None:
+    pool = small_pool(8)
+    donor = pool.allocate(8)
+    plan = plan_of([(PREFIX, 8, 0, int(donor[0]) * 4), (FRESH, 3, 0, 0)])
+    sequence = KVSequence(pool, lay_out(plan), donor, room=2)
+    assert sequence.length == 11
+    np.testing.assert_array_equal(pool.references(donor), [2, 2])
+    assert len(sequence.own_pages) == 2  # three tokens and room for two
+    pool.release(donor)  # the donor is forgotten meanwhile
+    assert np.all(pool.references(donor) == 1)
+    sequence.release()
+    assert pool.free_pages == 8
+    sequence.release()
+    assert pool.free_pages == 8
+
+
+def test_own_slots_and_segments_on_pages_apart() -> None:
+    pool = small_pool(6)
+    pool.allocate(24)
+    pool.release(np.array([1, 3, 4]))
+    plan = plan_of([(FRESH, 2, 0, 0), (SPAN, MIN_VIEW_TOKENS, 0, 0), (FRESH, 5, 0, 0)])
+    sequence = KVSequence(pool, lay_out(plan), np.empty(0, np.int64), room=1)
+    np.testing.assert_array_equal(sequence.own_pages, [3, 4])
+    appended = sequence.append(1)
+    assert appended.tolist() == [MIN_VIEW_TOKENS + 7]
+    np.testing.assert_array_equal(
+        sequence.own_slots(np.array([0, 1, MIN_VIEW_TOKENS + 2])), [12, 13, 14]
+    )
+    np.testing.assert_array_equal(sequence.own_slots(appended), [19])
+    more = sequence.append(2)  # outgrows its room: page 1 is the last free one
+    np.testing.assert_array_equal(sequence.own_slots(more), [4, 5])
+    view, first, second = sequence.segments()
+    assert (view.slot_start, view.shift, len(view)) == (0, 2, MIN_VIEW_TOKENS)
+    assert (first.slot_start, len(first)) == (12, 8)
+    assert (second.slot_start, second.positions.tolist()) == (4, more.tolist())
+    assert sequence.length == MIN_VIEW_TOKENS + 10
+    with pytest.raises(PoolExhausted):
+        sequence.append(3)
+    sequence.release()
+    assert pool.free_pages == 3
+
+
+def test_a_sequence_that_does_not_fit_takes_nothing() -> None:
+    pool = small_pool(4)
+    donor = pool.allocate(8)
+    plan = plan_of([(PREFIX, 8, 0, int(donor[0]) * 4), (FRESH, 9, 0, 0)])
+    with pytest.raises(PoolExhausted):
+        KVSequence(pool, lay_out(plan), donor, room=0)
+    np.testing.assert_array_equal(pool.references(donor), [1, 1])
+    assert pool.free_pages == 2

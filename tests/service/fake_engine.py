@@ -1,0 +1,180 @@
+"""An engine without a model, which can be held inside a call, and made to fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from semshare.config import ReusePolicy
+from semshare.errors import NotFound, PromptTooLong
+from semshare.types import (
+    Answer,
+    DonorInfo,
+    FreshReason,
+    Prompt,
+    Provenance,
+    ReusePlan,
+    TextDelta,
+    Timings,
+    TokenSource,
+)
+
+MAX_CONTEXT = 1024
+BYTES_PER_TOKEN = 100
+WORDS = ("one", " two", " three", " four")
+
+
+@dataclass
+class FakeEngine:
+    """One token a character. The first four tokens of a prompt are a prefix hit, two are a span.
+
+    hold:    while clear, every call waits in the worker's thread.
+    entered: released once for each call that has begun.
+    error:   raised by every call.
+    """
+
+    model_name: str = "fake"
+    max_context: int = MAX_CONTEXT
+    hold: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    completed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    error: Exception | None = None
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+    given_up: int = 0
+    kept: dict[tuple[str, str], DonorInfo] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hold.set()
+
+    def _begin(self, name: str, argument: Any) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.calls.append((name, argument))
+        self.entered.release()
+        assert self.hold.wait(timeout=60)
+        if self.error is not None:
+            raise self.error
+
+    def _length(self, prompt: Prompt) -> int:
+        if isinstance(prompt, (str, np.ndarray)) or isinstance(prompt[0], int):
+            tokens = len(prompt)
+        else:
+            tokens = sum(len(message["content"]) for message in prompt)
+        if tokens >= self.max_context:
+            raise PromptTooLong(tokens, self.max_context)
+        return tokens
+
+    def remember(
+        self, prompt: Prompt, *, namespace: str = "default", pinned: bool = False
+    ) -> DonorInfo:
+        self._begin("remember", prompt)
+        tokens = self._length(prompt)
+        donor = DonorInfo(
+            id=f"d{len(self.kept)}",
+            namespace=namespace,
+            tokens=tokens,
+            bytes=tokens * BYTES_PER_TOKEN,
+            pinned=pinned,
+        )
+        self.kept[namespace, donor.id] = donor
+        return donor
+
+    def donors(self, *, namespace: str = "default") -> list[DonorInfo]:
+        self._begin("donors", namespace)
+        return [donor for (name, _), donor in self.kept.items() if name == namespace]
+
+    def forget(self, donor_id: str, *, namespace: str = "default") -> None:
+        self._begin("forget", donor_id)
+        if self.kept.pop((namespace, donor_id), None) is None:
+            raise NotFound(f"no donor {donor_id!r} in namespace {namespace!r}")
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 64,
+        policy: ReusePolicy | None = None,
+        namespace: str = "default",
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[TextDelta]:
+        tokens = self._length(prompt)
+        arguments = {
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "policy": policy,
+            "namespace": namespace,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "stop": stop,
+        }
+        self._begin("stream", arguments)
+        words = WORDS[:max_tokens]
+        answer = Answer(
+            text="".join(words),
+            token_ids=list(range(len(words))),
+            prompt_tokens=tokens,
+            finish_reason="length" if max_tokens <= len(WORDS) else "stop",
+            provenance=_provenance(tokens, policy),
+            timings=Timings(tokenize_s=0.5, ttft_s=1.5),
+        )
+        try:
+            for word in words:
+                yield TextDelta(word, [0])
+            yield TextDelta("", [], answer)
+        except GeneratorExit:
+            self.given_up += 1
+            raise
+
+    def plan(
+        self, prompt: Prompt, *, policy: ReusePolicy | None = None, namespace: str = "default"
+    ) -> ReusePlan:
+        self._begin("plan", {"prompt": prompt, "policy": policy, "namespace": namespace})
+        tokens = self._length(prompt)
+        source, donor, position = _mapping(tokens)
+        reasons = np.where(source == 0, FreshReason.UNMATCHED, FreshReason.REUSED)
+        reasons[-1] = FreshReason.EDGE
+        return ReusePlan(
+            ids=np.zeros(tokens, np.int32),
+            source=source,
+            donor=donor,
+            position=position,
+            slots=position.astype(np.int64),
+            donors=("d0",),
+            reasons=reasons.astype(np.uint8),
+        )
+
+    def complete_pending(self) -> list[DonorInfo]:
+        self.completed.release()
+        return []
+
+
+def _mapping(tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    index = np.arange(tokens)
+    prefix, span = index < 4, (index == 6) | (index == 7)
+    source = np.select([prefix, span], [TokenSource.PREFIX, TokenSource.SPAN], TokenSource.FRESH)
+    donor = np.where(prefix | span, 0, -1)
+    position = np.select([prefix, span], [index, index + 14], -1)
+    return source.astype(np.uint8), donor.astype(np.int32), position.astype(np.int32)
+
+
+def _provenance(tokens: int, policy: ReusePolicy | None) -> Provenance:
+    source, donor, position = _mapping(tokens)
+    return Provenance(
+        source=source,
+        donors=("d0",),
+        donor=donor,
+        donor_position=position,
+        compute_fraction=0.25,
+        exact=False,
+        mode="semantic" if policy is None else policy.mode,
+    )

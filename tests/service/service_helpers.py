@@ -1,0 +1,54 @@
+"""What the service's tests share: a running service, and ways to wait without sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp.test_utils import TestClient, TestServer
+from fake_engine import FakeEngine
+
+from semshare_service.app import create_app
+from semshare_service.routes import SERVICE
+from semshare_service.settings import ServiceSettings
+from semshare_service.worker import ModelWorker, WorkerStatus
+
+
+@asynccontextmanager
+async def running(engine: Any, **settings: Any) -> AsyncIterator[TestClient]:
+    """A client of a service over `engine`, ready, on a free port of the loopback address."""
+    app = create_app(engine, ServiceSettings(shutdown_timeout_s=10, **settings))
+    async with TestClient(TestServer(app)) as client:
+        await asyncio.wrap_future(app[SERVICE].worker.loaded)
+        try:
+            yield client
+        finally:
+            if isinstance(engine, FakeEngine):
+                engine.hold.set()  # so that the worker can end
+
+
+def worker_of(client: TestClient) -> ModelWorker:
+    assert client.app is not None
+    return client.app[SERVICE].worker
+
+
+async def entered(engine: FakeEngine) -> None:
+    """Return once the worker is inside the engine's next call."""
+    assert await asyncio.to_thread(engine.entered.acquire, timeout=60)
+
+
+async def status_where(
+    client: TestClient, condition: Callable[[WorkerStatus], bool]
+) -> WorkerStatus:
+    """Exchange messages with the service until the worker's status meets `condition`."""
+    async with asyncio.timeout(60):
+        while not condition(status := worker_of(client).status()):
+            async with client.get("/health") as response:
+                assert response.status == 200
+    return status
+
+
+def url_of(client: TestClient) -> str:
+    return str(client.make_url("/")).rstrip("/")

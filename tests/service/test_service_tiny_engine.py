@@ -1,0 +1,118 @@
+"""The service over a real engine: a tiny random model in place of the bundled one."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from aiohttp.test_utils import TestClient
+from service_helpers import running, status_where, url_of
+from tiny import CONTEXT, tiny_engine
+
+from semshare import ReusePolicy, SemShare
+from semshare.errors import InvalidRequest, NotFound, PoolExhausted, PromptTooLong
+from semshare_service.client import AsyncClient
+
+TEXT = "A donor's text, long enough that its tokens are worth reusing somewhere else. " * 3
+SHIFTED = f"Another instruction comes first. {TEXT} And what of it?"
+SPAN = ReusePolicy(mode="span", recompute=0.0)
+OFF = ReusePolicy(mode="off")
+
+
+@pytest.fixture
+def real_engine() -> SemShare:
+    return tiny_engine()
+
+
+async def test_a_donor_serves_shifted_text(real_engine: SemShare) -> None:
+    async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
+        donor = await client.remember(TEXT, pinned=True)
+        assert donor.tokens == len(TEXT)
+        assert await client.donors() == [donor]
+        plan = await client.match(SHIFTED, policy=SPAN)
+        answer = await client.complete(SHIFTED, policy=SPAN, max_tokens=4)
+        assert answer.reuse.tokens == plan.tokens
+        assert answer.reuse.tokens["span"] > len(TEXT) // 2
+        assert answer.reuse.compute_fraction == pytest.approx(plan.compute_fraction)
+        assert answer.cached_tokens == answer.reuse.tokens["prefix"] == 0
+        assert not answer.reuse.exact
+        assert {run.donor for run in answer.reuse.spans} == {None, donor.id}
+        assert answer.timings.ttft_s > 0
+        await client.forget(donor.id)
+        with pytest.raises(NotFound):
+            await client.forget(donor.id)
+        again = await client.match(SHIFTED, policy=SPAN)
+        assert again.tokens["span"] == 0
+
+
+async def test_answers_are_the_engines_own(real_engine: SemShare) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    chat = tiny_engine().generate(messages, max_tokens=6, policy=OFF)
+    text = tiny_engine().generate("hello", max_tokens=6, temperature=0.9, seed=5, policy=OFF)
+    async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
+        answer = await client.chat(messages, max_tokens=6, policy=OFF)
+        assert (answer.text, answer.prompt_tokens) == (chat.text, chat.prompt_tokens)
+        answer = await client.complete("hello", max_tokens=6, temperature=0.9, seed=5, policy=OFF)
+        assert (answer.text, answer.completion_tokens) == (text.text, len(text.token_ids))
+
+
+async def test_a_repeated_prompt_is_cached_without_loss(real_engine: SemShare) -> None:
+    async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
+        first = await client.complete(TEXT, max_tokens=2, policy=ReusePolicy(mode="prefix"))
+        second = await client.complete(TEXT, max_tokens=2, policy=ReusePolicy(mode="prefix"))
+    assert first.cached_tokens == 0
+    assert second.cached_tokens > len(TEXT) // 2
+    assert second.reuse.exact
+    assert second.text == first.text
+
+
+async def test_a_pending_prompt_becomes_a_donor_when_idle(real_engine: SemShare) -> None:
+    async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
+        await client.remember(TEXT)
+        policy = ReusePolicy(mode="span", recompute=0.0, remember=True)
+        answer = await client.complete(SHIFTED, policy=policy, max_tokens=2)
+        assert (answer.remembered, answer.donor) == ("pending", None)
+        await status_where(server, lambda _: real_engine.stats()["donors"] == 2)
+        answer = await client.complete("An exact prompt", policy=policy, max_tokens=2)
+        assert answer.remembered == "done"
+        assert answer.donor is not None
+        assert answer.donor.tokens == len("An exact prompt")
+
+
+async def test_namespaces_are_apart(real_engine: SemShare) -> None:
+    async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
+        await client.remember(TEXT, namespace="a")
+        assert await client.donors(namespace="b") == []
+        plan = await client.match(SHIFTED, policy=SPAN, namespace="b")
+        assert plan.tokens["fresh"] == plan.prompt_tokens
+
+
+async def test_errors_of_a_real_engine(caplog: pytest.LogCaptureFixture) -> None:
+    small = tiny_engine(kv_budget_bytes=256 * 1024)
+    with caplog.at_level(logging.DEBUG):
+        async with running(small) as server, AsyncClient(url_of(server)) as client:
+            with pytest.raises(PromptTooLong) as long:
+                await client.complete("x" * 5000)
+            assert (long.value.tokens, long.value.limit) == (5000, CONTEXT)
+            with pytest.raises(PoolExhausted):
+                await client.complete("x" * 4000)
+            for prompt in ("", [300]):
+                with pytest.raises(InvalidRequest):
+                    await client.complete(prompt)
+            assert (await client.complete("still here", max_tokens=1)).completion_tokens == 1
+    assert "xxxx" not in caplog.text
+
+
+async def test_a_stop_string_ends_the_answer(server_with_tiny_engine: TestClient) -> None:
+    async with AsyncClient(url_of(server_with_tiny_engine)) as client:
+        whole = await client.complete("hello", max_tokens=8, policy=OFF)
+        assert len(whole.text) >= 2
+        cut = await client.complete("hello", max_tokens=8, policy=OFF, stop=whole.text[1])
+    assert cut.text == whole.text.split(whole.text[1])[0]
+    assert cut.finish_reason == "stop"
+
+
+@pytest.fixture
+async def server_with_tiny_engine(real_engine: SemShare):  # type: ignore[no-untyped-def]
+    async with running(real_engine) as server:
+        yield server

@@ -1,0 +1,194 @@
+"""The wire: both forms carry the same values, and no body builds more than it may."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semshare.errors import InvalidRequest
+from semshare_service.errors import NotAcceptable, UnsupportedMediaType
+from semshare_service.wire import (
+    MAX_DEPTH,
+    MAX_ITEMS,
+    MediaType,
+    decode,
+    encode,
+    request_media_type,
+    response_media_type,
+)
+
+FORMS = list(MediaType)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(texts, inner, max_size=5),
+    max_leaves=20,
+)
+
+
+def depth_of(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + max((depth_of(item) for item in value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max((depth_of(item) for item in value), default=0)
+    return 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(value=values.filter(lambda value: depth_of(value) < MAX_DEPTH))
+def test_what_is_encoded_is_decoded(form: MediaType, value: object) -> None:
+    assert decode(encode(value, form), form) == value
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(body=st.binary(max_size=200))
+def test_any_bytes_are_decoded_or_refused(form: MediaType, body: bytes) -> None:
+    try:
+        value = decode(body, form)
+    except InvalidRequest:
+        return
+    assert depth_of(value) <= MAX_DEPTH
+
+
+@given(value=values, cut=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_msgpack_body_is_refused(value: object, cut: float) -> None:
+    body = encode(value, MediaType.MSGPACK)
+    with pytest.raises(InvalidRequest, match="not msgpack"):
+        decode(body[: math.floor(cut * len(body))], MediaType.MSGPACK)
+
+
+@given(value=values, junk=st.binary(min_size=1, max_size=5))
+def test_bytes_after_the_value_are_refused(value: object, junk: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode(encode(value, MediaType.MSGPACK) + junk, MediaType.MSGPACK)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1])
+def test_depth_is_bounded(form: MediaType, depth: int) -> None:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    if depth <= MAX_DEPTH:
+        assert decode(encode(value, form), form) == value
+    else:
+        with pytest.raises(InvalidRequest, match=f"deeper than {MAX_DEPTH}"):
+            decode(encode(value, form), form)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a": NaN}',
+        b"[Infinity]",
+        b"[1e999999, " + b"9" * 5000 + b"]",
+        b'"\\ud800"',
+        b'{"\\ud800": 1}',
+        b'"\xff"',
+        b"",
+        b"{",
+        "{}".encode("utf-16"),
+        json.dumps([0] * (MAX_ITEMS + 1)).encode(),
+    ],
+)
+def test_hostile_json_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode(body, MediaType.JSON)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xdd\xff\xff\xff\xff" * 500,  # arrays of 4 G elements within each other
+        b"\xdd" + struct.pack(">I", MAX_ITEMS - 1) + b"\x91" * 500 + b"\xc0",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\x91" * 600 + b"\xc0",
+        msgpack.packb({1: 2}),
+        msgpack.packb({"a": b"bytes"}),
+        msgpack.packb(msgpack.ExtType(5, b"data")),
+        msgpack.packb(msgpack.Timestamp(1, 2)),
+        msgpack.packb([0] * (MAX_ITEMS + 1)),
+        b"\xa2\xff\xfe",  # a string that is not UTF-8
+        b"\xa3\xed\xa0\x80",  # half of a surrogate pair
+        b"\xc1",  # never used
+        b"",
+    ],
+)
+def test_hostile_msgpack_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode(body, MediaType.MSGPACK)
+
+
+def test_errors_do_not_quote_the_body() -> None:
+    for form, body in (
+        (MediaType.JSON, b'{"text": "my secret" '),
+        (MediaType.MSGPACK, msgpack.packb("my secret")[:-1]),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            decode(body, form)
+        assert "secret" not in str(caught.value)
+
+
+def test_json_has_no_way_to_write_nan() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode(math.nan, MediaType.JSON)
+
+
+@pytest.mark.parametrize(
+    ("header", "form"),
+    [
+        ("application/json", MediaType.JSON),
+        ("Application/JSON; charset=utf-8", MediaType.JSON),
+        ("application/msgpack", MediaType.MSGPACK),
+        ("application/x-msgpack", MediaType.MSGPACK),
+        ("application/vnd.msgpack", MediaType.MSGPACK),
+    ],
+)
+def test_content_type(header: str, form: MediaType) -> None:
+    assert request_media_type(header) is form
+
+
+@pytest.mark.parametrize("header", [None, "", "text/plain", "multipart/form-data; boundary=x"])
+def test_other_content_types_are_refused(header: str | None) -> None:
+    with pytest.raises(UnsupportedMediaType, match="application/json or application/msgpack"):
+        request_media_type(header)
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        (None, MediaType.MSGPACK),
+        ("", MediaType.MSGPACK),
+        ("*/*", MediaType.MSGPACK),
+        ("text/html, */*;q=0.1", MediaType.MSGPACK),
+        ("application/json", MediaType.JSON),
+        ("application/json;q=0.2, application/x-msgpack", MediaType.MSGPACK),
+        ("application/json, application/msgpack;q=0.9", MediaType.JSON),
+        ("application/msgpack;q=0, application/json;q=0.1", MediaType.JSON),
+    ],
+)
+def test_accept(accept: str | None, form: MediaType) -> None:
+    assert response_media_type(accept, MediaType.MSGPACK) is form
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "application/json;q=x"])
+def test_an_accept_header_that_excludes_both(accept: str) -> None:
+    with pytest.raises(NotAcceptable):
+        response_media_type(accept, MediaType.JSON)

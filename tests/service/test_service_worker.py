@@ -1,0 +1,238 @@
+"""The worker: one thread, a bounded queue, and jobs that leave it when nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from service_helpers import entered
+
+from semshare.errors import ModelNotAvailable, PoolExhausted
+from semshare_service.engine import Engine
+from semshare_service.errors import QueueFull, ServiceUnavailable
+from semshare_service.worker import ModelWorker
+
+
+@asynccontextmanager
+async def started(engine: FakeEngine, queue_limit: int = 2) -> AsyncIterator[ModelWorker]:
+    worker = ModelWorker(lambda: engine, queue_limit=queue_limit)
+    worker.start()
+    await asyncio.wrap_future(worker.loaded)
+    try:
+        yield worker
+    finally:
+        engine.hold.set()
+        assert await worker.close(60)
+
+
+def list_donors(engine: Engine, _: Any) -> list[Any]:
+    return engine.donors()
+
+
+async def queued(worker: ModelWorker) -> asyncio.Task[Any]:
+    """A submission that has entered the queue."""
+    before = worker.status().waiting
+    task = asyncio.create_task(worker.submit(list_donors))
+    while worker.status().waiting == before:
+        await asyncio.sleep(0)  # the event loop's turn, no time
+    return task
+
+
+async def busy(worker: ModelWorker, engine: FakeEngine) -> asyncio.Task[Any]:
+    """A submission that the worker has begun and can't finish."""
+    engine.hold.clear()
+    task = asyncio.create_task(worker.submit(list_donors))
+    await entered(engine)
+    return task
+
+
+async def test_the_engine_is_called_in_the_workers_thread_only(engine: FakeEngine) -> None:
+    async with started(engine, queue_limit=20) as worker:
+        results = await asyncio.gather(*(worker.submit(list_donors) for _ in range(20)))
+    assert [served.value for served in results] == [[]] * 20
+    assert engine.threads == {"semshare-model"}
+
+
+async def test_jobs_run_in_order(engine: FakeEngine) -> None:
+    async with started(engine, queue_limit=9) as worker:
+        order: list[int] = []
+        first = await busy(worker, engine)
+        rest = [
+            asyncio.create_task(worker.submit(lambda _, __, number=number: order.append(number)))
+            for number in range(9)
+        ]
+        await asyncio.sleep(0)
+        engine.hold.set()
+        await asyncio.gather(first, *rest)
+    assert order == list(range(9))
+
+
+async def test_a_full_queue_refuses_with_an_estimate(engine: FakeEngine) -> None:
+    async with started(engine, queue_limit=2) as worker:
+        first = await busy(worker, engine)
+        waiting = [await queued(worker), await queued(worker)]
+        with pytest.raises(QueueFull, match=r"2 requests are waiting.*queue_limit") as caught:
+            await worker.submit(list_donors)
+        # Three requests of a second each, the guess before any was served, are ahead.
+        assert caught.value.retry_after_s == 3.0
+        engine.hold.set()
+        await asyncio.gather(first, *waiting)
+        await worker.submit(list_donors)
+
+
+async def test_a_cancelled_job_leaves_the_queue_and_never_runs(engine: FakeEngine) -> None:
+    async with started(engine, queue_limit=1) as worker:
+        first = await busy(worker, engine)
+        waiting = await queued(worker)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert worker.status().waiting == 0
+        replacement = await queued(worker)  # there is room again
+        engine.hold.set()
+        await asyncio.gather(first, replacement)
+    assert len(engine.calls) == 2
+
+
+async def test_a_running_job_learns_that_nobody_waits(engine: FakeEngine) -> None:
+    saw = threading.Event()
+
+    def operation(held: Engine, abandoned: Any) -> None:
+        held.donors()
+        if abandoned():
+            saw.set()
+
+    async with started(engine) as worker:
+        engine.hold.clear()
+        task = asyncio.create_task(worker.submit(operation))
+        await entered(engine)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        engine.hold.set()
+        await worker.submit(list_donors)
+    assert saw.is_set()
+
+
+async def test_an_error_reaches_its_own_submitter_only(engine: FakeEngine) -> None:
+    async with started(engine) as worker:
+        engine.error = PoolExhausted(3, 2, 1)
+        with pytest.raises(PoolExhausted):
+            await worker.submit(list_donors)
+        engine.error = None
+        assert (await worker.submit(list_donors)).value == []
+
+
+async def test_pending_donors_are_completed_when_idle(engine: FakeEngine) -> None:
+    async with started(engine, queue_limit=3) as worker:
+        first = await busy(worker, engine)
+        second = await queued(worker)
+        assert not engine.completed.acquire(blocking=False)
+        engine.hold.set()
+        await asyncio.gather(first, second)
+        assert await asyncio.to_thread(engine.completed.acquire, timeout=60)
+
+
+async def test_a_failure_while_idle_is_logged_without_its_message(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> list[Any]:
+        engine.completed.release()
+        raise RuntimeError("my secret prompt")
+
+    engine.complete_pending = fail  # type: ignore[method-assign]
+    async with started(engine) as worker:
+        await worker.submit(list_donors)
+        assert await asyncio.to_thread(engine.completed.acquire, timeout=60)
+        assert (await worker.submit(list_donors)).value == []
+    assert "RuntimeError" in caplog.text
+    assert "complete_pending" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_before_the_model_is_loaded_and_after_it_failed(engine: FakeEngine) -> None:
+    gate = threading.Event()
+
+    def load() -> Engine:
+        assert gate.wait(60)
+        raise ModelNotAvailable("no weights: install them")
+
+    worker = ModelWorker(load, queue_limit=1)
+    worker.start()
+    assert worker.status().state == "loading"
+    with pytest.raises(ServiceUnavailable, match="still loading"):
+        await worker.submit(list_donors)
+    gate.set()
+    with pytest.raises(ModelNotAvailable):
+        await asyncio.wrap_future(worker.loaded)
+    status = worker.status()
+    assert (status.state, status.reason) == ("failed", "no weights: install them")
+    with pytest.raises(ServiceUnavailable, match="no weights"):
+        await worker.submit(list_donors)
+    assert await worker.close(60)
+
+
+async def test_the_reason_of_an_unexpected_failure_is_its_class_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def load() -> Engine:
+        raise RuntimeError("internals")
+
+    worker = ModelWorker(load, queue_limit=1)
+    worker.start()
+    with pytest.raises(RuntimeError):
+        await asyncio.wrap_future(worker.loaded)
+    assert worker.status().reason == "RuntimeError"
+    assert "internals" not in caplog.text
+    assert await worker.close(60)
+
+
+async def test_closing_fails_what_waits_and_lets_the_running_end(engine: FakeEngine) -> None:
+    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker.start()
+    await asyncio.wrap_future(worker.loaded)
+    first = await busy(worker, engine)
+    waiting = await queued(worker)
+    closing = asyncio.create_task(worker.close(60))
+    with pytest.raises(ServiceUnavailable, match="stopped before"):
+        await waiting
+    with pytest.raises(ServiceUnavailable, match="stopping"):
+        await worker.submit(list_donors)
+    engine.hold.set()
+    assert (await first).value == []
+    assert await closing
+    assert worker.status().state == "stopped"
+
+
+async def test_closing_is_bounded(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker.start()
+    await asyncio.wrap_future(worker.loaded)
+    first = await busy(worker, engine)
+    with caplog.at_level(logging.WARNING):
+        assert not await worker.close(0)
+    assert "still busy" in caplog.text
+    engine.hold.set()
+    await first
+    assert await worker.close(60)
+
+
+# The death of the thread is the point of this test.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_dead_thread_is_a_failed_worker(engine: FakeEngine) -> None:
+    def die(_: Engine, __: Any) -> None:
+        raise SystemExit
+
+    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker.start()
+    await asyncio.wrap_future(worker.loaded)
+    with pytest.raises(ServiceUnavailable):
+        await worker.submit(die)
+    assert await worker.close(60)
+    assert worker.status().state == "failed"

