@@ -38,6 +38,8 @@ class ReusePolicy:
     min_span:       runs of identical ids shorter than this (tokens) are not reused as spans.
     sink_tokens:    first tokens of the prompt that are exact or fresh, never approximate.
     tail_tokens:    last tokens of the prompt (the question) that are exact or fresh.
+    head_tokens:    most tokens computed at the beginning of a reused run, where its KV leans most
+                    on what the donor had before it: a sixteenth of the run, in runs of 32 or more.
     fact_guard:     tokens that carry facts (numbers, names, negations, units, code identifiers)
                     are reused only where the id and its neighbours are identical.
     max_divergence: KL in nats; reuse steps down (semantic → span → prefix) in this namespace
@@ -54,6 +56,7 @@ class ReusePolicy:
     min_span: int = 16
     sink_tokens: int = 4
     tail_tokens: int = 24
+    head_tokens: int = 64
     fact_guard: bool = True
     max_divergence: float | None = None
     remember: bool = False
@@ -67,6 +70,7 @@ class ReusePolicy:
         _require_range("min_span", self.min_span, 1, 1 << 20)
         _require_range("sink_tokens", self.sink_tokens, 0, 1 << 20)
         _require_range("tail_tokens", self.tail_tokens, 1, 1 << 20)
+        _require_range("head_tokens", self.head_tokens, 0, 1 << 20)
         _require_range("seed", self.seed, 0, 2**63 - 1)
         if self.max_divergence is not None:
             _require_range("max_divergence", self.max_divergence, 0.0, math.inf)
@@ -115,8 +119,10 @@ class EngineConfig:
             ("max_donors_tried", 1, 64),
         ):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidRequest(f"{name} is {value!r}: it must lie between {low} and {high}")
+            if type(value) is not int or not low <= value <= high:
+                raise InvalidRequest(
+                    f"{name} is {value!r}: it must be a whole number between {low} and {high}"
+                )
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

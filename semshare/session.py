@@ -28,7 +28,7 @@ from semshare.engine.failures import log_failure
 from semshare.engine.keeper import Keeper
 from semshare.engine.loading import choose_dtype, load_model
 from semshare.engine.prefill import prefill
-from semshare.engine.prompts import PromptEncoder, eos_ids
+from semshare.engine.prompts import PromptEncoder, TokenTexts, eos_ids
 from semshare.engine.sampling import Sampler, SamplingParams
 from semshare.engine.served import Served, Stopwatch, provenance_of
 from semshare.engine.text import TextAssembler
@@ -50,6 +50,7 @@ from semshare.types import (
     Score,
     Scores,
     TextDelta,
+    TokenSource,
 )
 
 DEFAULT_NAMESPACE = "default"
@@ -98,14 +99,15 @@ class SemShare:
         self.library = DonorLibrary(
             self.pool, embedder or ModelEmbedder(self.model.embedding_weight)
         )
+        texts = TokenTexts(tokenizer)
         self._planner = Planner(
-            self.library, self.pool, self._lsh, tokenizer, config, self.model.n_layers
+            self.library, self.pool, self._lsh, texts, config, self.model.n_layers
         )
         self._executor = Executor(self.model, self.pool)
         self._monitor = DivergenceMonitor()
         self._text = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self._eos = eos_ids(hf_model, tokenizer)
-        self._keeper = Keeper(self.library, self._lsh)
+        self._keeper = Keeper(self.library, self._lsh, texts)
         self._counters: Counter[str] = Counter()
         self._lock = threading.RLock()
 
@@ -192,10 +194,11 @@ class SemShare:
             self.library.remove(namespace, donor_id)
 
     def forget_all(self, namespace: str | None = None) -> None:
-        """Drop all donors and cached prefixes of one namespace, or of all."""
+        """Drop all donors, cached prefixes and waiting prompts of one namespace, or of all."""
         with self._lock:
             for name in [namespace] if namespace is not None else self.library.names:
                 self.library.clear(name)
+                self._keeper.drop_all_pending(name)
                 self._monitor.reset(name)
 
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
@@ -240,7 +243,8 @@ class SemShare:
         ids = self._text.prompt_ids(prompt)
         policy = policy or ReusePolicy()
         with self._lock, torch.inference_mode():
-            if self._monitor.mode_for(policy, namespace) == "off":
+            policy = policy.with_mode(self._monitor.mode_for(policy, namespace))
+            if policy.mode == "off":
                 return full_plan(ids)
             draft = self._draft(ids, policy, namespace, Stopwatch())
             return self._planner.finish(draft)
@@ -353,13 +357,14 @@ class SemShare:
         ids = self._text.prompt_ids(prompt)
         full = ReusePolicy(mode="off")
         answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
-        exact = self.score(ids, answer.token_ids, policy=full).logits.log_softmax(-1)
-        reused = self.score(ids, answer.token_ids, policy=policy, namespace=namespace)
+        tokens = answer.token_ids or sorted(self._eos)[:1]  # "nothing" is an answer too
+        exact = self.score(ids, tokens, policy=full).logits.log_softmax(-1)
+        reused = self.score(ids, tokens, policy=policy, namespace=namespace)
         mixed = reused.logits.log_softmax(-1)
         divergence = Divergence(
             kl=float((exact.exp() * (exact - mixed)).sum(-1).mean()),
             top1=float((exact.argmax(-1) == mixed.argmax(-1)).float().mean()),
-            tokens=len(answer.token_ids),
+            tokens=len(tokens),
         )
         with self._lock:
             self._monitor.observe(namespace, reused.provenance, divergence)
@@ -440,6 +445,9 @@ class SemShare:
             return None, 0
         with watch.measure("plan"):
             plan = self._planner.question_plan(draft)
+        lowest = TokenSource.FUZZY if draft.policy.only_unmatched else TokenSource.SPAN
+        if not draft.policy.recompute or not np.any(plan.source >= lowest):
+            return None, 0  # there is nothing to choose from
         record = AttentionRecord(first_position=len(draft.ids) - draft.policy.tail_tokens)
         run = prefill(self._executor, plan, watch, room=0, record=record)
         run.sequence.release()

@@ -144,6 +144,7 @@ class FreshReason(IntEnum):
     FACT = 2  # the guard: a fact whose id or neighbours differ
     EDGE = 3  # one of the first tokens, or of the question at the end
     SELECTED = 4  # chosen by the selection policy
+    HEAD = 5  # at the beginning of a long reused run, where the old context still shows
 
 
 def count_sources(source: NDArray[np.uint8]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from semshare.donors.prompt_index import PromptIndex
 from semshare.donors.span_index import SpanIndex
 from semshare.errors import NotFound
 from semshare.kv.pool import KVPool, Pages
-from semshare.types import DonorInfo, Ids, Scores, Slots
+from semshare.types import DonorInfo, Ids, Mask, Scores, Slots
 from semshare_kernels.simhash import Codes
 
 
@@ -28,6 +28,7 @@ class Donor:
     slots: Slots  # [n]
     codes: Codes  # [n, words] of `TokenLSH`, at the donor's own positions
     history: Scores  # [n] attention of past answers; empty if none was recorded
+    negations: Mask  # [n] for the guard
     node: PrefixNode  # its path in the prefix tree, locked
     pinned: bool
     last_used: int
@@ -89,6 +90,7 @@ class DonorLibrary:
         *,
         codes: Codes,
         history: Scores,
+        negations: Mask,
         pinned: bool,
     ) -> Donor:
         """Keep a prompt whose KV on `pages` is exact. A donor it already was is replaced."""
@@ -109,6 +111,7 @@ class DonorLibrary:
             slots=self._pool.slots_of(pages)[: len(ids)],
             codes=codes,
             history=history,
+            negations=negations,
             node=node,
             pinned=pinned,
             last_used=next(self._clock),

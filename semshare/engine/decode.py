@@ -45,6 +45,7 @@ class Decoding:
     def run(self, lock: threading.RLock, watch: Stopwatch) -> Iterator[TextDelta]:
         """Decode; `lock` is held for each step, not between them."""
         logits = self.served.logits
+        given = 0  # tokens whose text has been given out
         while True:
             token = self.sampler.pick(logits[-1])
             watch.first_token()
@@ -54,7 +55,8 @@ class Decoding:
             self.tokens.append(token)
             piece = self.text.push(token)
             if piece:
-                yield TextDelta(piece, [token])
+                yield TextDelta(piece, self.tokens[given:])
+                given = len(self.tokens)
             if self.text.stopped:
                 self.finish_reason = "stop"
                 break
@@ -63,8 +65,8 @@ class Decoding:
             with lock, torch.inference_mode():
                 logits = self._step(token)
         piece = self.text.finish()
-        if piece:
-            yield TextDelta(piece)
+        if piece or given < len(self.tokens):
+            yield TextDelta(piece, self.tokens[given:])
 
     def _step(self, token: int) -> torch.Tensor:
         position = self.served.sequence.append(1)

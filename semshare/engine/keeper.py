@@ -12,7 +12,9 @@ from semshare.config import ReusePolicy
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.executor import AttentionRecord
+from semshare.engine.prompts import TokenTexts
 from semshare.engine.served import Served
+from semshare.planning.guard import mark_facts
 from semshare.types import DonorInfo, Ids, RememberState, Scores
 
 
@@ -22,12 +24,14 @@ class Keeper:
     Args:
         library: where donors and prefixes live.
         lsh: codes a donor's tokens.
+        texts: gives their texts.
 
     """
 
-    def __init__(self, library: DonorLibrary, lsh: TokenLSH) -> None:
+    def __init__(self, library: DonorLibrary, lsh: TokenLSH, texts: TokenTexts) -> None:
         self._library = library
         self._lsh = lsh
+        self._texts = texts
         self._pending: dict[tuple[str, bytes], Ids] = {}
 
     @property
@@ -44,6 +48,11 @@ class Keeper:
     def drop_pending(self, namespace: str, ids: Ids) -> None:
         """A prompt waits no longer."""
         self._pending.pop((namespace, ids.tobytes()), None)
+
+    def drop_all_pending(self, namespace: str) -> None:
+        """No prompt of a namespace waits any longer."""
+        for key in [key for key in self._pending if key[0] == namespace]:
+            del self._pending[key]
 
     def cache_prefix(self, served: Served, ids: Ids, namespace: str) -> None:
         """Let a finished sequence serve later prefix hits, if all of it is exact.
@@ -64,9 +73,14 @@ class Keeper:
         if not served.provenance.exact:
             raise AssertionError("approximate KV can't become a donor")
         ids = served.plan.ids
-        codes = self._lsh.encode(ids, np.arange(len(ids)))
         donor = self._library.add(
-            namespace, ids, served.exact_pages, codes=codes, history=history, pinned=pinned
+            namespace,
+            ids,
+            served.exact_pages,
+            codes=self._lsh.encode(ids, np.arange(len(ids))),
+            history=history,
+            negations=mark_facts(ids, self._texts).negations,
+            pinned=pinned,
         )
         return donor.info
 

@@ -29,7 +29,7 @@ def prefill(
 
     Raises:
         PoolExhausted: no slots, and nothing left to evict.
-        ArithmeticError: mixed KV gave logits that are not finite.
+        ArithmeticError: reused KV gave logits that are not finite.
 
     Whatever is raised, no page stays behind.
 
@@ -47,8 +47,8 @@ def prefill(
             result = executor.forward(
                 sequence, plan.ids[rows], rows, deviation=plan.deviation, record=record
             )
-            if not plan.is_exact and not torch.isfinite(result.logits).all():
-                raise ArithmeticError("mixed KV gave logits that are not finite")
+            if plan.source.any() and not torch.isfinite(result.logits).all():
+                raise ArithmeticError("reused KV gave logits that are not finite")
     except BaseException:
         sequence.release()
         raise

@@ -30,7 +30,7 @@ class PromptEncoder:
         """Token ids `[n]` of a text, of chat messages under the chat template, or of ids."""
         if isinstance(prompt, str):
             return self._tokenize(prompt, special_tokens=True)
-        if not isinstance(prompt, np.ndarray) and prompt and isinstance(prompt[0], Mapping):
+        if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], Mapping):
             if self._tokenizer.chat_template is None:
                 raise InvalidRequest(
                     "this model's tokenizer has no chat template: send the prompt as text"
@@ -44,7 +44,10 @@ class PromptEncoder:
                     f"the chat template refuses these messages: {error}"
                 ) from error
             return self._tokenize(text, special_tokens=False)  # the template wrote them
-        ids = np.asarray(prompt)
+        try:
+            ids = np.asarray(prompt)
+        except ValueError:  # lists of different lengths
+            ids = np.empty((0, 0))
         if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
             raise InvalidRequest(
                 "a prompt is a string, a list of {role, content} messages or a list of token ids"

@@ -10,9 +10,12 @@ from torch import Tensor
 from semshare.errors import InvalidRequest
 
 
+_GREEDY_BELOW = 1e-5  # logits divided by less may overflow
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. A temperature of 0 is greedy and ignores the rest.
+    """How tokens are drawn. A temperature of 0, or below 1e-5, is greedy and ignores the rest.
 
     top_k of 0 and top_p of 1 leave all tokens in; `seed` of None draws a new one.
     """
@@ -46,7 +49,7 @@ class Sampler:
 
     def pick(self, logits: Tensor) -> int:
         """A token id from `logits` `[vocab]` float32."""
-        if self._params.temperature == 0.0:
+        if self._params.temperature < _GREEDY_BELOW:
             return int(logits.argmax())
         scaled = logits.cpu() / self._params.temperature
         if 0 < self._params.top_k < len(scaled):

@@ -9,7 +9,7 @@ import numpy as np
 
 from semshare.config import ReusePolicy
 from semshare.planning.deviation import shrinking_schedule
-from semshare.planning.selection import SelectionInputs, history_of, select
+from semshare.planning.selection import SelectionInputs, history_of, run_heads, select
 from semshare.types import (
     Alignment,
     FreshReason,
@@ -60,6 +60,7 @@ def make_plan(
     reasons[alignment.source == TokenSource.FRESH] = FreshReason.UNMATCHED
     if policy.fact_guard:
         reasons[unsafe & (reasons == 0)] = FreshReason.FACT
+    reasons[run_heads(alignment, policy.head_tokens) & (reasons == 0)] = FreshReason.HEAD
     edge = np.zeros(n, dtype=np.bool_)
     edge[: policy.sink_tokens] = True
     edge[n - min(n, policy.tail_tokens) :] = True

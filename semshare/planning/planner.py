@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,12 +13,10 @@ from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.prompts import TokenTexts
 from semshare.kv.pool import KVPool
 from semshare.planning.align import AlignmentBuilder, FuzzyCandidate, align_fuzzy
-from semshare.planning.guard import fact_tokens, unsafe_reuse
+from semshare.planning.guard import GuardedDonor, mark_facts, unsafe_reuse
 from semshare.planning.plan import DonorTokens, make_plan
 from semshare.types import Alignment, Ids, Mask, ReusePlan, Scores, Slots, TokenSource
 
-# Tokens on each side that must agree before a fact is reused: its phrase.
-GUARD_NEIGHBOURS = 1
 # Where no more than this × `recompute` of the prompt is unmatched after spans, it is computed: a
 # fuzzy donor would save less than it risks.
 OUTRIGHT = 0.25
@@ -55,14 +52,14 @@ class Planner:
         library: DonorLibrary,
         pool: KVPool,
         lsh: TokenLSH,
-        tokenizer: Any,
+        texts: TokenTexts,
         config: EngineConfig,
         n_layers: int,
     ) -> None:
         self._library = library
         self._pool = pool
         self._lsh = lsh
-        self._texts = TokenTexts(tokenizer)
+        self._texts = texts
         self._config = config
         self._n_layers = n_layers
 
@@ -118,9 +115,9 @@ class Planner:
         approximate = alignment.source > TokenSource.PREFIX
         if not policy.fact_guard or not approximate.any():
             return np.zeros(len(ids), dtype=np.bool_)
-        facts = fact_tokens(ids, self._texts)
-        donor_ids = [found.donors[name].ids for name in alignment.donors]
-        return unsafe_reuse(ids, alignment, facts, donor_ids, neighbours=GUARD_NEIGHBOURS)
+        donors = [found.donors[name] for name in alignment.donors]
+        guarded = [GuardedDonor(donor.ids, donor.negations) for donor in donors]
+        return unsafe_reuse(ids, alignment, mark_facts(ids, self._texts), guarded)
 
     def question_plan(self, draft: Draft) -> ReusePlan:
         """Only edges and what has no donor are computed: a cheap first look by the question."""

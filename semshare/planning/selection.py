@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from semshare.types import Alignment, Mask, Positions, Scores, TokenSource
 
 
+HEADED_RUN = 32  # tokens a run has at least, for its head to be computed
+HEAD_SHARE = 16  # of a run, one in so many tokens
+
+
 @dataclass(frozen=True, slots=True)
 class SelectionInputs:
     """What policies may look at."""
@@ -84,13 +88,30 @@ def select(selection: str, inputs: SelectionInputs, eligible: Mask, budget: int)
     return np.sort(positions[order]).astype(np.int32)
 
 
-def _offset_in_run(alignment: Alignment) -> NDArray[np.int64]:
-    """`[n]` how many tokens into its run each token is; a run continues in its donor."""
-    n = len(alignment.source)
-    starts = np.ones(n, dtype=np.bool_)
+def run_heads(alignment: Alignment, most: int) -> Mask:
+    """`[n]` the first tokens of long runs of identical ids: a sixteenth, and at most `most`.
+
+    EPIC (arXiv 2410.15332) computes a fixed number; a share keeps short runs worth reusing.
+    """
+    starts = _run_starts(alignment)
+    lengths = np.diff(np.append(np.flatnonzero(starts), len(starts)))
+    heads = np.where(lengths >= HEADED_RUN, np.minimum(lengths // HEAD_SHARE, most), 0)
+    in_head = _offset_in_run(alignment) < np.repeat(heads, lengths)
+    mask: Mask = in_head & (alignment.source == TokenSource.SPAN)
+    return mask
+
+
+def _run_starts(alignment: Alignment) -> Mask:
+    """`[n]` whether each token begins a run; a run continues in its donor."""
+    starts = np.ones(len(alignment.source), dtype=np.bool_)
     starts[1:] = (np.diff(alignment.position) != 1) | (np.diff(alignment.donor) != 0)
-    index = np.arange(n)
-    return index - np.maximum.accumulate(np.where(starts, index, 0))
+    return starts
+
+
+def _offset_in_run(alignment: Alignment) -> NDArray[np.int64]:
+    """`[n]` how many tokens into its run each token is."""
+    index = np.arange(len(alignment.source))
+    return index - np.maximum.accumulate(np.where(_run_starts(alignment), index, 0))
 
 
 def history_of(alignment: Alignment, histories: list[Scores]) -> Scores:
