@@ -279,3 +279,7 @@ def _emit(record: Mapping[str, Any]) -> None:
 
 def _say(text: str) -> None:
     Console(stderr=True).print(text, style="dim", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -56,7 +56,7 @@ class ReusePolicy:
     min_span: int = 16
     sink_tokens: int = 4
     tail_tokens: int = 24
-    head_tokens: int = 64
+    head_tokens: int = 32
     fact_guard: bool = True
     max_divergence: float | None = None
     remember: bool = False

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from semshare.errors import InvalidRequest
 
-
 _GREEDY_BELOW = 1e-5  # logits divided by less may overflow
 
 

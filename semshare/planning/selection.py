@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from semshare.types import Alignment, Mask, Positions, Scores, TokenSource
 
-
 HEADED_RUN = 32  # tokens a run has at least, for its head to be computed
 HEAD_SHARE = 16  # of a run, one in so many tokens
 

@@ -1,0 +1,56 @@
+"""Runs every benchmark of the README and keeps its record: `make bench`, or name some of them.
+
+python benchmarks/run.py [name …]
+
+Each record is the last line the command printed, with the command itself, in
+`benchmarks/results/<name>.json`. A benchmark whose fidelity missed its bound prints its record
+without speeds; that is kept too.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+RESULTS = Path(__file__).parent / "results"
+
+COMMANDS = {
+    "ttft-shifted-1200": "bench ttft --scenario shifted --tokens 1200 --limit 8 --json",
+    "ttft-paraphrase-1600": "bench ttft --scenario paraphrase --tokens 1600 --limit 10 --json",
+    "ttft-shifted-5000": "bench ttft --scenario shifted --tokens 5000 --limit 3 --repeats 2 --json",
+    "ttft-long-5000": "bench ttft --scenario long --tokens 5000 --limit 3 --repeats 2 --json",
+    "ttft-prefix-4000": "bench ttft --scenario prefix --tokens 4000 --limit 2 --repeats 2 --json",
+    "ttft-unrelated-1200": "bench ttft --scenario unrelated --tokens 1200 --limit 4 --json",
+    "ttft-multi_donor-5000": (
+        "bench ttft --scenario multi_donor --tokens 5000 --limit 2 --repeats 2 --json"
+    ),
+    "facts": "eval facts --json",
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, or all; the exit status counts those that gave no record."""
+    console = Console(stderr=True)
+    failed = 0
+    for name in names or list(COMMANDS):
+        console.rule(name)
+        program = [sys.executable, "-m", "semshare.cli", *shlex.split(COMMANDS[name])]
+        done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - ours
+        try:
+            record = json.loads(done.stdout.strip().splitlines()[-1])
+        except (IndexError, json.JSONDecodeError):
+            console.print(f"{name}: no record, exit status {done.returncode}")
+            failed += 1
+            continue
+        kept = {"command": f"semshare {COMMANDS[name]}", "record": record}
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

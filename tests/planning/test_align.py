@@ -1,0 +1,212 @@
+"""Alignment by hand, and the common subsequence against its definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from properties import examples
+
+from semshare.donors.span_index import Span
+from semshare.planning import align
+from semshare.planning.align import (
+    WINDOW,
+    AlignmentBuilder,
+    FuzzyCandidate,
+    align_fuzzy,
+    common_subsequence,
+)
+from semshare.types import Ids, TokenSource
+from semshare_kernels.simhash import Codes
+
+FRESH, PREFIX, SPAN, FUZZY = TokenSource
+
+
+def ids(values: Sequence[int]) -> Ids:
+    return np.array(values, dtype=np.int32)
+
+
+class IdCodes:
+    """Stands in for `TokenLSH`: the code is the id itself, so nearness is by differing bits."""
+
+    def encode(self, tokens: Ids, positions: NDArray[np.number]) -> Codes:
+        assert len(tokens) == len(positions)
+        return tokens.astype(np.uint64)[:, None]
+
+    def similarity(self, distance: NDArray[np.int64]) -> NDArray[np.float32]:
+        return (1.0 - distance / 64).astype(np.float32)
+
+
+LSH = IdCodes()
+
+
+def candidate(name: str, values: Sequence[int]) -> FuzzyCandidate:
+    return FuzzyCandidate(name, ids(values), LSH.encode(ids(values), np.arange(len(values))))
+
+
+def aligned(
+    target: Sequence[int], *candidates: FuzzyCandidate, builder: AlignmentBuilder | None = None
+) -> list[tuple[int, int, int]]:
+    """(source, donor, position) of each token."""
+    builder = builder or AlignmentBuilder(len(target))
+    align_fuzzy(builder, ids(target), candidates, LSH)
+    found = builder.build()
+    return list(
+        zip(found.source.tolist(), found.donor.tolist(), found.position.tolist(), strict=True)
+    )
+
+
+def test_common_subsequence_by_hand() -> None:
+    found = common_subsequence(ids([1, 2, 3, 9, 4, 5]), ids([1, 2, 7, 3, 4, 5]))
+    assert found.tolist() == [0, 1, 3, -1, 4, 5]
+    assert common_subsequence(ids([1, 2]), ids([3, 4])).tolist() == [-1, -1]
+    assert common_subsequence(ids([1, 2]), ids([])).tolist() == [-1, -1]
+
+
+short_texts = st.lists(st.integers(0, 4), max_size=24)
+
+
+@examples(100)
+@given(short_texts, short_texts)
+def test_common_subsequence_is_a_longest_one(left: list[int], right: list[int]) -> None:
+    partner = common_subsequence(ids(left), ids(right))
+    paired = np.flatnonzero(partner >= 0)
+    assert np.all(np.diff(partner[paired]) > 0)
+    assert [left[i] for i in paired] == [right[partner[i]] for i in paired]
+    lengths = np.zeros((len(left) + 1, len(right) + 1), dtype=int)
+    for i, a in enumerate(left):
+        for j, b in enumerate(right):
+            longest = max(lengths[i, j + 1], lengths[i + 1, j])
+            lengths[i + 1, j + 1] = lengths[i, j] + 1 if a == b else longest
+    assert len(paired) == lengths[-1, -1]
+
+
+def test_prefix_and_spans_are_laid_down_as_found() -> None:
+    builder = AlignmentBuilder(9)
+    builder.set_prefix(3, "a")
+    builder.set_spans([Span(4, 2, "b", 10), Span(7, 2, "a", 5)])
+    found = builder.build()
+    assert found.donors == ("a", "b")
+    assert found.source.tolist() == [1, 1, 1, 0, 2, 2, 0, 2, 2]
+    assert found.donor.tolist() == [0, 0, 0, -1, 1, 1, -1, 0, 0]
+    assert found.position.tolist() == [0, 1, 2, -1, 10, 11, -1, 5, 6]
+    assert found.similarity.tolist() == [1, 1, 1, 0, 1, 1, 0, 1, 1]
+
+
+def test_a_prefix_of_no_donor_has_positions_but_no_donor() -> None:
+    builder = AlignmentBuilder(3)
+    builder.set_prefix(2, None)
+    found = builder.build()
+    assert found.donors == ()
+    assert found.donor.tolist() == [-1, -1, -1]
+    assert found.position.tolist() == [0, 1, -1]
+
+
+def test_a_replaced_word_is_mapped_to_the_word_in_its_place() -> None:
+    target = [10, 11, 12, 0b1110000, 13, 14]
+    donor = candidate("d", [10, 11, 12, 0b1111000, 13, 14])
+    assert aligned(target, donor) == [
+        (SPAN, 0, 0), (SPAN, 0, 1), (SPAN, 0, 2), (FUZZY, 0, 3), (SPAN, 0, 4), (SPAN, 0, 5),
+    ]  # fmt: skip
+
+
+def test_similarity_of_a_fuzzy_token_comes_from_its_distance() -> None:
+    builder = AlignmentBuilder(5)
+    align_fuzzy(builder, ids([1, 2, 0b111000, 3, 4]), [candidate("d", [1, 2, 0b110000, 3, 4])], LSH)
+    found = builder.build()
+    assert found.source.tolist() == [SPAN, SPAN, FUZZY, SPAN, SPAN]
+    assert found.similarity.tolist() == [1, 1, np.float32(1 - 1 / 64), 1, 1]
+
+
+def test_the_nearest_code_wins_and_among_equals_the_expected_place() -> None:
+    """Between anchors 0 → 0 and 4 → 8 the token in the middle is expected at 4."""
+    far, near = 0b1111 << 20, 0b1 << 20
+    left, right = 0xFF, 0xFF00  # anchors, farther than both
+    target = [left, 50, 0, 51, right]
+    donor = [left, far, far, far, far, far, far, far, right]
+    assert aligned(target, candidate("d", donor))[2] == (FUZZY, 0, 4)
+    donor[6] = near
+    assert aligned(target, candidate("d", donor))[2] == (FUZZY, 0, 6)
+    donor[1] = near  # as near, but farther from the expected place
+    assert aligned(target, candidate("d", donor))[2] == (FUZZY, 0, 6)
+
+
+def test_no_further_than_the_window() -> None:
+    far, near = 0b1111 << 20, 0b1 << 20
+    anchors = list(range(1, 40))
+    target = [*anchors, 0, *anchors]
+    donor = [*anchors, *([far] * 41), *anchors]
+    middle = len(anchors) + 20
+    for offset, reached in ((WINDOW, True), (WINDOW + 1, False)):
+        changed = donor.copy()
+        changed[middle - offset] = near
+        position = aligned(target, candidate("d", changed))[len(anchors)][2]
+        assert (position == middle - offset) == reached
+
+
+def test_an_id_the_subsequence_had_to_leave_out_is_still_identical_text() -> None:
+    """Two words swapped: one of them can't be in the subsequence, but its id is at hand."""
+    found = aligned([1, 2, 3, 64, 65, 4, 5, 6], candidate("d", [1, 2, 3, 65, 64, 4, 5, 6]))
+    assert {found[3], found[4]} == {(SPAN, 0, 4), (SPAN, 0, 3)}
+    assert found[3] == (SPAN, 0, 4)
+
+
+def test_what_is_already_matched_stays() -> None:
+    builder = AlignmentBuilder(6)
+    builder.set_prefix(2, "a")
+    builder.set_spans([Span(2, 2, "b", 70)])
+    found = aligned([1, 2, 3, 4, 5, 6], candidate("d", [1, 2, 3, 4, 5, 6]), builder=builder)
+    assert found == [
+        (PREFIX, 0, 0), (PREFIX, 0, 1), (SPAN, 1, 70), (SPAN, 1, 71), (SPAN, 2, 4), (SPAN, 2, 5),
+    ]  # fmt: skip
+
+
+def test_a_stretch_with_too_little_in_common_is_left_to_be_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(align, "STRETCH_TOKENS", 10)
+    monkeypatch.setattr(align, "MIN_COMMON", 0.3)
+    common = list(range(100, 103))
+    enough = [*common, *range(10, 17)]
+    too_little = [*common[:2], *range(20, 28)]
+    donor = candidate("d", [*common, *range(200, 207), *common[:2], *range(300, 308)])
+    found = aligned([*enough, *too_little], donor)
+    assert all(source != FRESH for source, _, _ in found[:10])
+    assert found[10:] == [(FRESH, -1, -1)] * 10
+
+
+def test_each_stretch_takes_the_donor_that_shares_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align, "STRETCH_TOKENS", 4)
+    target = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    first = candidate("first", [1, 2, 3, 4, 50, 51, 7, 52])
+    second = candidate("second", [1, 60, 61, 62, 5, 6, 7, 8])
+    found = aligned(target, first, second)
+    assert [donor for _, donor, _ in found] == [0, 0, 0, 0, 1, 1, 1, 1, -1]
+    assert found[4:8] == [(SPAN, 1, 4), (SPAN, 1, 5), (SPAN, 1, 6), (SPAN, 1, 7)]
+
+
+@examples(60)
+@given(
+    target=st.lists(st.integers(1, 6), min_size=1, max_size=40),
+    donors=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=40), min_size=1, max_size=3),
+)
+def test_every_matched_token_names_a_real_donor_token(
+    target: list[int], donors: list[list[int]]
+) -> None:
+    builder = AlignmentBuilder(len(target))
+    align_fuzzy(builder, ids(target), [candidate(f"d{i}", d) for i, d in enumerate(donors)], LSH)
+    found = builder.build()
+    for i, (source, donor, position) in enumerate(
+        zip(found.source, found.donor, found.position, strict=True)
+    ):
+        if source == FRESH:
+            assert (donor, position) == (-1, -1)
+            continue
+        text = donors[int(found.donors[donor].removeprefix("d"))]
+        assert 0 <= position < len(text)
+        assert (text[position] == target[i]) == (source == SPAN)
+        assert (found.similarity[i] == 1.0) == (source == SPAN)
