@@ -21,9 +21,11 @@ RESULTS = Path(__file__).parent / "results"
 
 COMMANDS = {
     "ttft-shifted-1200": "bench ttft --scenario shifted --tokens 1200 --limit 8 --json",
-    "ttft-paraphrase-1600": "bench ttft --scenario paraphrase --tokens 1600 --limit 10 --json",
-    "ttft-shifted-5000": "bench ttft --scenario shifted --tokens 5000 --limit 3 --repeats 2 --json",
-    "ttft-long-5000": "bench ttft --scenario long --tokens 5000 --limit 3 --repeats 2 --json",
+    "ttft-paraphrase-1600": (
+        "bench ttft --scenario paraphrase --tokens 1600 --limit 8 --repeats 2 --json"
+    ),
+    "ttft-shifted-5000": "bench ttft --scenario shifted --tokens 5000 --limit 2 --repeats 2 --json",
+    "ttft-long-5000": "bench ttft --scenario long --tokens 5000 --limit 2 --repeats 2 --json",
     "ttft-prefix-4000": "bench ttft --scenario prefix --tokens 4000 --limit 2 --repeats 2 --json",
     "ttft-unrelated-1200": "bench ttft --scenario unrelated --tokens 1200 --limit 4 --json",
     "ttft-multi_donor-5000": (
@@ -40,7 +42,7 @@ def main(names: list[str]) -> int:
     for name in names or list(COMMANDS):
         console.rule(name)
         program = [sys.executable, "-m", "semshare.cli", *shlex.split(COMMANDS[name])]
-        done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603 - ours
+        done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
         try:
             record = json.loads(done.stdout.strip().splitlines()[-1])
         except (IndexError, json.JSONDecodeError):

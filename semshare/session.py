@@ -117,7 +117,7 @@ class SemShare:
         name_or_path: str = "smollm2",
         *,
         device: str = "cpu",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
         embedder: Embedder | None = None,
     ) -> SemShare:
@@ -126,7 +126,7 @@ class SemShare:
         Args:
             name_or_path: `smollm2` comes from its PyPI wheel, without a network.
             device: `cpu` or `cuda`.
-            dtype: `auto`, `float32`, `bfloat16` or `float16`.
+            dtype: `auto`, `float32`, `bfloat16`, `float16`, or torch's own.
             config: settings for the engine's life.
             embedder: makes the prompt vectors; the model's own embeddings by default.
 

@@ -30,12 +30,13 @@ def cache_folder() -> Path:
     return Path(base) / "semshare"
 
 
-def choose_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype for `name`; `auto` is the one that computes faster on this machine.
+def choose_dtype(name: str | torch.dtype, device: str) -> torch.dtype:
+    """The dtype of that name; `auto` is the one that computes faster on this machine.
 
     bfloat16 on GPUs and on CPUs with AMX; float32 on other CPUs, whose bfloat16 products are no
     faster and whose attention is slower (docs/decisions.md).
     """
+    name = str(name).removeprefix("torch.")
     if name == "auto":
         fast_bfloat16 = device != "cpu" or torch.cpu.get_capabilities().get("amx_bf16", False)
         return torch.bfloat16 if fast_bfloat16 else torch.float32

@@ -31,12 +31,12 @@ def load(dtype: torch.dtype) -> Loaded:
 
 @pytest.fixture(scope="module")
 def bfloat16() -> Iterator[Loaded]:
-    yield load(torch.bfloat16)
+    return load(torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
 def float32() -> Iterator[Loaded]:
-    yield load(torch.float32)
+    return load(torch.float32)
 
 
 def real_ids(engine: SemShare, n: int, skip: int = 0) -> Ids:

@@ -1,0 +1,98 @@
+"""The README's tables, from the records in `benchmarks/results/`.
+
+python benchmarks/tables.py          print them
+python benchmarks/tables.py --write  put them between the README's markers
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+ORDER = (
+    "ttft-prefix-4000",
+    "ttft-shifted-1200",
+    "ttft-shifted-5000",
+    "ttft-multi_donor-5000",
+    "ttft-paraphrase-1600",
+    "ttft-long-5000",
+    "ttft-unrelated-1200",
+)
+
+
+def tables() -> str:
+    """All of them, as markdown."""
+    records = {path.stem: json.loads(path.read_text())["record"] for path in RESULTS.glob("*.json")}
+    parts = [_ttft([records[name] for name in ORDER if name in records])]
+    if "facts" in records:
+        parts.append(_facts(records["facts"]))
+    return "\n\n".join(parts)
+
+
+def _ttft(records: list[dict[str, Any]]) -> str:
+    rows = [
+        "| scenario | tokens | n | full | with reuse | speedup | compute fraction | efficiency "
+        "| KL (floor) | top-1 (floor) | PGR | reused |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for record in records:
+        pgr = "–" if record["pgr"] is None else f"{record['pgr']:.2f}"
+        rows.append(
+            f"| `{record['scenario']}` | {record['tokens']:,} | {record['n']} | {_speeds(record)} "
+            f"| {record['kl']:.4f} ({record['kl_floor']:.4f}) "
+            f"| {record['top1']:.3f} ({record['top1_floor']:.3f}) | {pgr} "
+            f"| {record['hit_rate']:.0%} |"
+        )
+    one = records[0]
+    rows.append(
+        f"\nOne run on {one['machine']['cpu']}, {one['machine']['cores']} cores"
+        f"{'' if one['machine']['amx'] else ', no AMX'}, {one['dtype']}, torch "
+        f"{one['versions']['torch']}. Times are medians of end-to-end seconds to the first token."
+    )
+    return "\n".join(rows)
+
+
+def _speeds(record: dict[str, Any]) -> str:
+    """Full, reuse, speedup, compute fraction and efficiency; speeds only if fidelity held."""
+    computed = f"{record['compute_fraction']:.3f}"
+    if "speedup" not in record:
+        return f"– | – | fidelity missed, no speed | {computed} | –"
+    return (
+        f"{record['full_s']:.2f} s | {record['reuse_s']:.2f} s | {record['speedup']:.1f}× "
+        f"| {computed} | {record['efficiency']:.2f}"
+    )
+
+
+def _facts(record: dict[str, Any]) -> str:
+    rows = [
+        "| swapped facts | answered with the target's fact | leak rate |",
+        "| --- | --- | --- |",
+    ]
+    for method in ("full", "semantic", "semantic_unguarded"):
+        name = method.replace("_", ", ")
+        rows.append(f"| {name} | {record[method]:.1%} | {record['leak_rate'][method]:.1%} |")
+    compute = record["compute_fraction"]
+    share = compute["semantic"] if isinstance(compute, dict) else compute
+    rows.append(f"\n{record['n']} questions; semantic reuse computed {share:.0%} of the tokens.")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the tables, or write them into the README."""
+    if "--write" not in arguments:
+        print(tables())  # noqa: T201 - what it is for
+        return
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
