@@ -48,8 +48,15 @@ def keep(
     """Add a donor as a request does: on pages of its own, given back afterwards."""
     pages = pool.allocate(len(ids))
     try:
-        codes = np.zeros((len(ids), 1), np.uint64)
-        return library.add(namespace, ids, pages, codes=codes, history=NO_HISTORY, pinned=pinned)
+        return library.add(
+            namespace,
+            ids,
+            pages,
+            codes=np.zeros((len(ids), 1), np.uint64),
+            history=NO_HISTORY,
+            negations=np.zeros(len(ids), np.bool_),
+            pinned=pinned,
+        )
     finally:
         pool.release(pages)
 

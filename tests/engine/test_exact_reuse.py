@@ -129,6 +129,7 @@ policies = st.builds(
     min_span=st.sampled_from([8, 16]),
     sink_tokens=st.sampled_from([0, 4]),
     tail_tokens=st.sampled_from([1, 8, 24]),
+    head_tokens=st.sampled_from([0, 32]),
     fact_guard=st.booleans(),
     remember=st.booleans(),
 )

@@ -226,7 +226,8 @@ def test_the_same_context_served_as_a_span_is_exact(family: str) -> None:
     context = words(200, 8)
     engine.remember(context + words(5, 9))
     prompt = answerable(context, 1)
-    score = engine.score(prompt, words(6, 10), policy=ReusePolicy(mode="span", fact_guard=False))
+    used = ReusePolicy(mode="span", fact_guard=False, head_tokens=0)
+    score = engine.score(prompt, words(6, 10), policy=used)
     assert score.provenance.counts == {"fresh": 28, "prefix": 0, "span": 196, "fuzzy": 0}
     assert not score.provenance.exact  # it can't know
     expected = engine.score(prompt, words(6, 10), policy=OFF)

@@ -15,13 +15,19 @@ from semshare.planning.plan import DonorTokens, full_plan, make_plan
 from semshare.types import Alignment
 
 FRESH, PREFIX, SPAN, FUZZY = TokenSource
-REUSED, UNMATCHED, FACT, EDGE, SELECTED = FreshReason
+REUSED, UNMATCHED, FACT, EDGE, SELECTED, HEAD = FreshReason
 
 LAYERS = 4
 
 
 def policy(**changes: object) -> ReusePolicy:
-    plain = {"sink_tokens": 0, "tail_tokens": 1, "selection": "none", "recompute": 0.0}
+    plain = {
+        "sink_tokens": 0,
+        "tail_tokens": 1,
+        "head_tokens": 0,
+        "selection": "none",
+        "recompute": 0.0,
+    }
     return ReusePolicy(**(plain | changes))
 
 
@@ -98,6 +104,16 @@ def test_the_guards_tokens_are_fresh_unless_it_is_off() -> None:
     assert plan.reasons.tolist() == [REUSED, FACT, REUSED, UNMATCHED, FACT, EDGE]
     plan = plan_of(source, policy(fact_guard=False), unsafe=[1, 3, 4])
     assert plan.fresh_rows.tolist() == [3, 5]
+
+
+def test_heads_of_long_runs_are_fresh() -> None:
+    source = [FRESH, *[SPAN] * 64, FRESH, *[SPAN] * 31, FRESH]
+    plan = plan_of(source, policy(head_tokens=32), unsafe=[2])
+    assert np.flatnonzero(plan.reasons == HEAD).tolist() == [1, 3, 4]  # a sixteenth of 64
+    assert plan.reasons[2] == FACT
+    plan = plan_of(source, policy(head_tokens=2))
+    assert np.flatnonzero(plan.reasons == HEAD).tolist() == [1, 2]
+    assert not np.any(plan_of(source, policy(head_tokens=0)).reasons == HEAD)
 
 
 def test_the_budget_is_a_share_of_what_may_be_chosen_rounded_up() -> None:

@@ -9,10 +9,13 @@ import pytest
 
 from semshare.config import SELECTION_NAMES
 from semshare.planning.selection import (
+    HEAD_SHARE,
+    HEADED_RUN,
     POLICIES,
     SelectionInputs,
     history_of,
     needs_query_pass,
+    run_heads,
     select,
 )
 from semshare.types import Alignment, TokenSource
@@ -131,3 +134,40 @@ def test_history_is_mapped_to_the_target_but_not_to_its_prefix() -> None:
         6,
     ]
     assert history_of(alignment, [first, np.empty(0, np.float32)]).tolist() == [0, 1, 3, 0, 0]
+
+
+def heads(runs: Sequence[tuple[TokenSource, int, int, int]], most: int = 100) -> list[int]:
+    """Head tokens where runs of (source, tokens, donor, position) follow each other."""
+    source = np.concatenate([np.full(n, kind, np.uint8) for kind, n, _, _ in runs])
+    donor = np.concatenate([np.full(n, d, np.int32) for _, n, d, _ in runs])
+    position = np.concatenate(
+        [np.full(n, -1) if kind == FRESH else np.arange(at, at + n) for kind, n, _, at in runs]
+    ).astype(np.int32)
+    ones = np.ones(len(source), np.float32)
+    return np.flatnonzero(
+        run_heads(Alignment(source, donor, position, ones, ("d", "e")), most)
+    ).tolist()
+
+
+def test_heads_are_a_share_of_long_runs() -> None:
+    long, short = HEADED_RUN, HEADED_RUN - 1
+    share = HEADED_RUN // HEAD_SHARE
+    assert heads([(SPAN, long, 0, 5)]) == list(range(share))
+    assert heads([(SPAN, short, 0, 5)]) == []
+    assert heads([(SPAN, 10 * HEAD_SHARE, 0, 5)], most=3) == [0, 1, 2]
+    assert heads([(SPAN, 10 * HEAD_SHARE, 0, 5)], most=0) == []
+    # Every run has its own: after something fresh, a jump, another donor.
+    runs = [(SPAN, long, 0, 5), (FRESH, 2, -1, 0), (SPAN, long, 0, 90), (SPAN, long, 1, 90 + long)]
+    starts = [0, long + 2, 2 * long + 2]
+    assert heads(runs) == [at + k for at in starts for k in range(share)]
+
+
+def test_a_run_that_goes_on_from_an_exact_prefix_needs_no_head() -> None:
+    n = 4 * HEADED_RUN
+    assert heads([(PREFIX, n, 0, 0), (SPAN, n, 0, n)]) == []
+    assert heads([(PREFIX, n, 0, 0), (SPAN, n, 1, n)]) == [n + k for k in range(n // HEAD_SHARE)]
+
+
+def test_fuzzy_tokens_are_no_part_of_a_head() -> None:
+    found = heads([(SPAN, 1, 0, 0), (FUZZY, 2, 0, 1), (SPAN, 80, 0, 3)])
+    assert found == [0, 3, 4]  # of the five that a run of 83 has
