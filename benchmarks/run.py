@@ -22,14 +22,14 @@ RESULTS = Path(__file__).parent / "results"
 COMMANDS = {
     "ttft-shifted-1200": "bench ttft --scenario shifted --tokens 1200 --limit 8 --json",
     "ttft-paraphrase-1600": (
-        "bench ttft --scenario paraphrase --tokens 1600 --limit 8 --repeats 2 --json"
+        "bench ttft --scenario paraphrase --tokens 1600 --limit 6 --repeats 2 --json"
     ),
-    "ttft-shifted-5000": "bench ttft --scenario shifted --tokens 5000 --limit 2 --repeats 2 --json",
-    "ttft-long-5000": "bench ttft --scenario long --tokens 5000 --limit 2 --repeats 2 --json",
-    "ttft-prefix-4000": "bench ttft --scenario prefix --tokens 4000 --limit 2 --repeats 2 --json",
-    "ttft-unrelated-1200": "bench ttft --scenario unrelated --tokens 1200 --limit 4 --json",
+    "ttft-shifted-5000": "bench ttft --scenario shifted --tokens 5000 --limit 1 --repeats 2 --json",
+    "ttft-long-5000": "bench ttft --scenario long --tokens 5000 --limit 1 --repeats 2 --json",
+    "ttft-prefix-4000": "bench ttft --scenario prefix --tokens 4000 --limit 1 --repeats 2 --json",
+    "ttft-unrelated-1200": "bench ttft --scenario unrelated --tokens 1200 --limit 2 --json",
     "ttft-multi_donor-5000": (
-        "bench ttft --scenario multi_donor --tokens 5000 --limit 2 --repeats 2 --json"
+        "bench ttft --scenario multi_donor --tokens 5000 --limit 1 --repeats 2 --json"
     ),
     "facts": "eval facts --json",
 }

@@ -184,6 +184,8 @@ class DonorLibrary:
 
     def _evict_until(self, wanted_pages: int) -> None:
         """Free pages: cached prefixes of no donor first, then unpinned donors, oldest first."""
+        if wanted_pages > self._pool.n_pages:
+            return  # can never fit: nobody has to go for it
         while self._pool.free_pages < wanted_pages:
             trees = [space.prefixes for space in self._namespaces.values()]
             leaves = [(leaf, tree) for tree in trees if (leaf := tree.oldest_leaf()) is not None]

@@ -205,6 +205,13 @@ def test_pinned_donors_stay(library: DonorLibrary, pool: KVPool) -> None:
     assert library.namespace("n").prefixes.match(ids_from(0, 16)).tokens == 16
 
 
+def test_what_can_never_fit_evicts_nobody(library: DonorLibrary, pool: KVPool) -> None:
+    donor = keep(library, pool, ids_from(0, 16))
+    with pytest.raises(PoolExhausted):
+        pool.allocate((PAGES + 1) * 4)
+    assert [info.id for info in library.infos("n")] == [donor.id]
+
+
 def test_a_prefix_that_is_read_is_not_evicted(library: DonorLibrary, pool: KVPool) -> None:
     pages = pool.allocate(8)
     library.cache_prefix("n", ids_from(0, 8), pages)  # and its request still runs

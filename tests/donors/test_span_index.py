@@ -130,6 +130,17 @@ def test_runs_from_several_donors_in_a_new_order() -> None:
     assert found == [Span(40 * k, 40, f"d{i}", 0) for k, i in enumerate(order)]
 
 
+def test_a_run_is_found_whole_though_it_begins_with_boilerplate() -> None:
+    """More places than are looked at begin like the run; what is rare in it finds them all."""
+    index = SpanIndex(NGRAM)
+    boilerplate = np.arange(6, dtype=np.int32)
+    run = np.concatenate((boilerplate, np.arange(50, 60, dtype=np.int32)))
+    index.add("wanted", np.concatenate(([90], run)).astype(np.int32))
+    for i in range(12):
+        index.add(f"other {i}", np.concatenate((boilerplate, [100 + i])).astype(np.int32))
+    assert index.find(run, start=0, min_length=8) == [Span(0, 16, "wanted", 1)]
+
+
 def test_a_run_shorter_than_asked_for_is_left_out() -> None:
     index = SpanIndex(NGRAM)
     index.add("d", np.arange(9, dtype=np.int32))

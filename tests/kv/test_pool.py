@@ -125,6 +125,14 @@ def test_a_budget_below_one_page_is_refused_with_both_numbers() -> None:
         )
 
 
+def test_the_tightest_run_that_fits_is_taken() -> None:
+    pool = small_pool(12)
+    pool.allocate(12 * 4)
+    pool.release(np.array([1, 2, 3, 4, 6, 7, 9, 10, 11]))  # free runs: 1-4 | 6-7 | 9-11
+    np.testing.assert_array_equal(pool.allocate(2 * 4), [6, 7])
+    np.testing.assert_array_equal(pool.allocate(2 * 4), [9, 10])
+
+
 def test_scattered_pages_are_used_where_no_run_fits_the_largest_first() -> None:
     pool = small_pool(9)
     pool.allocate(9 * 4)
