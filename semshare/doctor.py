@@ -16,6 +16,7 @@ State = Literal["ok", "missing", "absent"]
 REQUIRED = (
     "aiohttp",
     "faiss-cpu",
+    "jinja2",
     "msgpack",
     "numpy",
     "pydantic",
