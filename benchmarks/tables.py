@@ -51,7 +51,7 @@ def _ttft(records: list[dict[str, Any]]) -> str:
         )
     one = records[0]
     rows.append(
-        f"\nOne run on {one['machine']['cpu']}, {one['machine']['cores']} cores"
+        f"\nOn {one['machine']['cpu']}, {one['machine']['cores']} cores"
         f"{'' if one['machine']['amx'] else ', no AMX'}, {one['dtype']}, torch "
         f"{one['versions']['torch']}. Times are medians of end-to-end seconds to the first token."
     )
