@@ -17,6 +17,7 @@ from semshare.engine.adapter import NO_ROPE
 from semshare.engine.prefill import prefill
 from semshare.engine.served import Stopwatch
 from semshare.kv import sequence
+from semshare.kv.sequence import lay_out
 from semshare.planning.deviation import keep_most_deviating
 from semshare.types import ReusePlan
 from semshare_kernels import apply_rotary, realign_keys, reference
@@ -85,6 +86,40 @@ def logits_by_definition(engine: SemShare, plan: ReusePlan) -> torch.Tensor:
         attended, _ = reference.attend(query, keys, values, seen, model.scale)
         hidden = model.layer_output(index, hidden, attended)
     return model.logits(hidden[-1:])[0]
+
+
+@torch.inference_mode()
+def attention_by_definition(engine: SemShare, plan: ReusePlan, first: int) -> np.ndarray:
+    """`[n]` attention that the rows from position `first` on pay, over all layers and heads."""
+    total = torch.zeros(len(plan.ids))
+
+    def attend(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
+        out, lse = original(query, key, value, mask, scale)
+        k = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        weights = (torch.einsum("qhd,khd->qhk", query, k) * scale - lse[..., None]).exp()
+        rows = torch.from_numpy(plan.rows_to_run >= first)
+        total.add_((weights * mask[:, None])[rows].sum(dim=(0, 1)))
+        return out, lse
+
+    original = reference.attend
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "attend", attend)
+        logits_by_definition(engine, plan)
+    return total.numpy()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "smollm3-nope"])
+def test_the_questions_attention_equals_its_definition(family: str) -> None:
+    engine = engine_of(family)
+    used = policy(selection="query_attention", tail_tokens=24)
+    draft = engine._draft(engine.encode(TARGET), used, "default", Stopwatch())
+    plan = engine._planner.question_plan(draft)
+    assert any(view.shift for view in lay_out(plan).views)
+    with torch.inference_mode():
+        found, _ = engine._query_attention(draft, Stopwatch())
+    expected = attention_by_definition(engine, plan, len(TARGET) - 24)
+    assert expected.sum() == pytest.approx(24 * engine.model.n_heads * engine.model.n_layers)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("min_view", [1, 16, 128, 10_000])
