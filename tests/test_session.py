@@ -559,3 +559,15 @@ def test_the_whole_path_in_bfloat16(family: str) -> None:
         answer = engine.generate(REWORDED, max_tokens=3, policy=used)
         assert answer.provenance.fallback is None
         assert answer.provenance.counts["span"] > 50
+
+
+def test_a_forgotten_donor_is_gone_even_where_a_later_request_extended_it():
+    engine = tiny_engine()
+    rng = np.random.default_rng(3)
+    prompt, question, other = (rng.integers(4, 260, n).astype(np.int32) for n in (200, 40, 40))
+    donor = engine.remember(prompt)
+    engine.generate(np.concatenate((prompt, question)), max_tokens=2)
+    engine.forget(donor.id)
+    plan = engine.plan(np.concatenate((prompt, other)), policy=ReusePolicy(mode="prefix"))
+    assert plan.counts["prefix"] == 0
+    assert engine.pool.used_bytes == 0

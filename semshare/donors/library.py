@@ -152,7 +152,7 @@ class DonorLibrary:
         space.spans.remove(name)
         space.prompts.remove(name)
         space.prefixes.unlock(donor.node)
-        space.prefixes.prune(donor.node)
+        space.prefixes.forget(donor.node)
         self._pool.release(donor.pages)
 
     def clear(self, namespace: str) -> None:

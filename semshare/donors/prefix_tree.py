@@ -134,12 +134,27 @@ class PrefixTree:
         del leaf.parent.children[leaf.ids[: self._pool.page_size].tobytes()]
         self._pool.release(leaf.pages)
 
-    def prune(self, node: PrefixNode) -> None:
-        """Drop `node` and its ancestors up to the first that is locked or has other children."""
-        while node.parent is not None and not node.children and not node.locks:
-            parent = node.parent
-            self.evict(node)
-            node = parent
+    def forget(self, node: PrefixNode) -> None:
+        """Drop `node`, all that continues it, and the ancestors nothing else needs.
+
+        What is locked stays, with its path: another donor holds the same ids. The root stands for
+        no ids at all, so forgetting it drops nothing.
+        """
+        if node.parent is None:
+            return
+        below, stack = [], [node]
+        while stack:
+            step = stack.pop()
+            below.append(step)
+            stack += step.children.values()
+        above = node.parent
+        for step in reversed(below):  # children before their parents
+            if not step.children and not step.locks:
+                self.evict(step)
+        while above.parent is not None and not above.children and not above.locks:
+            parent = above.parent
+            self.evict(above)
+            above = parent
 
     def clear(self) -> None:
         """Drop everything. Who reads the pages holds references of their own."""

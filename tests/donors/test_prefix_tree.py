@@ -143,12 +143,17 @@ class TreeMachine(RuleBasedStateMachine):
         self.forget(leaf, path)
 
     @rule(ids=sequences)
-    def prune(self, ids: Ids) -> None:
+    def forget_with_all_that_continues_it(self, ids: Ids) -> None:
         expected = self.expected_match(ids)
         node = self.tree.match(ids).node
         self.touch(expected)
-        self.tree.prune(node)
-        for prefix in reversed(expected):
+        self.tree.forget(node)
+        if not expected:
+            return  # nothing of it was cached, and the rest of the tree is somebody else's
+        for path in [p for p in self.cached if p[: len(expected[-1])] == expected[-1]]:
+            if not self.locks.get(path):
+                del self.cached[path]
+        for prefix in reversed([p for p in expected if p in self.cached]):
             if self.locks.get(prefix) or self.has_extension(prefix):
                 break
             del self.cached[prefix]
