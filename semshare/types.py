@@ -75,13 +75,14 @@ class Alignment:
     """For every target token, the donor token that stands for it, if any.
 
     `donor` indexes `donors`; −1 where nothing matched. `position` is the position in that donor.
-    `similarity` is 1.0 for identical ids.
+    `in_order` marks identical ids matched as text, one after the other in both prompts; other
+    identical ids were found by code, somewhere near.
     """
 
     source: NDArray[np.uint8]  # [n] TokenSource
     donor: NDArray[np.int32]  # [n]
     position: Positions  # [n]
-    similarity: Scores  # [n]
+    in_order: Mask  # [n]
     donors: tuple[str, ...]
 
 

@@ -10,7 +10,7 @@ in each layer: blocks nobody sees don't exist, blocks everybody sees carry no ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +23,8 @@ from semshare_kernels.reference import merge_states
 # Query rows a masked block takes. Smaller blocks skip more of the unseen triangle, larger ones
 # call the fused kernel less often; 64 to 256 measured alike at 500 × 5,000 on two cores.
 BLOCK_ROWS = 128
+# So few last rows that see all of a segment join the masked block before them.
+FEW_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class AttentionBlock:
     key_stop: int
     causal: bool  # query i sees keys 0 … i of the block, which is square
     mask: Tensor | None  # [queries, keys] additive, in the model's dtype; None: all visible
+    merges: bool = False  # an earlier block has some of these rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,12 @@ def plan_attention(
 
     """
     blocks: list[AttentionBlock] = []
+    seen = np.zeros(len(q_pos), dtype=np.bool_)
     for segment, positions in enumerate(kv_pos):
-        blocks += _segment_blocks(segment, q_pos, positions, window, dtype, device)
+        for block in _segment_blocks(segment, q_pos, positions, window, dtype, device):
+            rows = slice(block.query_start, block.query_stop)
+            blocks.append(replace(block, merges=bool(seen[rows].any())))
+            seen[rows] = True
     return AttentionPlan(n_queries=len(q_pos), blocks=tuple(blocks))
 
 
@@ -100,6 +107,8 @@ def _segment_blocks(
 
     # Queries from `complete` on see every key of the segment, unless a window hides some.
     complete = n_q if window is not None else int(np.searchsorted(q_pos, kv_pos[-1]))
+    if first < complete and n_q - complete < FEW_ROWS:
+        complete = n_q
     bounds = [*range(first, complete, BLOCK_ROWS), complete]
     blocks = []
     for start, stop in pairwise(bounds):
@@ -153,7 +162,7 @@ def mixed_attention(
     for block in plan.blocks:
         rows = slice(block.query_start, block.query_stop)
         part = _run_block(block, queries, keys, values, scale)
-        out[rows], lse[rows] = merge_states(out[rows], lse[rows], *part)
+        out[rows], lse[rows] = merge_states(out[rows], lse[rows], *part) if block.merges else part
     return out.to(queries[0].dtype), lse
 
 

@@ -31,8 +31,8 @@ def simhash(vectors: Tensor, planes: Tensor) -> Codes:
 
 def hamming_nearest(
     codes: Codes, candidate_codes: Codes, candidates: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each code the nearest of its own candidates.
+) -> NDArray[np.int64]:
+    """For each code the nearest of its own candidates, as the candidate's column, `[n]`.
 
     Args:
         codes: `[n, words]`.
@@ -40,10 +40,7 @@ def hamming_nearest(
         candidates: `[n, k]` indices into `candidate_codes`, the preferred first: ties go to the
             earlier column.
 
-    Returns:
-        The chosen column `[n]` and its Hamming distance `[n]`.
-
     """
     distance = np.bitwise_count(codes[:, None, :] ^ candidate_codes[candidates]).sum(axis=2)
-    column = distance.argmin(axis=1)
-    return column, np.take_along_axis(distance, column[:, None], axis=1)[:, 0].astype(np.int64)
+    nearest: NDArray[np.int64] = distance.argmin(axis=1)
+    return nearest

@@ -13,7 +13,8 @@ from semshare.donors.prompt_index import PromptIndex
 from semshare.donors.span_index import SpanIndex
 from semshare.errors import NotFound
 from semshare.kv.pool import KVPool, Pages
-from semshare.types import DonorInfo, Ids, Mask, Scores, Slots
+from semshare.planning.guard import FactMarks
+from semshare.types import DonorInfo, Ids, Scores, Slots
 from semshare_kernels.simhash import Codes
 
 
@@ -28,7 +29,7 @@ class Donor:
     slots: Slots  # [n]
     codes: Codes  # [n, words] of `TokenLSH`, at the donor's own positions
     history: Scores  # [n] attention of past answers; empty if none was recorded
-    negations: Mask  # [n] for the guard
+    marks: FactMarks
     node: PrefixNode  # its path in the prefix tree, locked
     pinned: bool
     last_used: int
@@ -90,7 +91,7 @@ class DonorLibrary:
         *,
         codes: Codes,
         history: Scores,
-        negations: Mask,
+        marks: FactMarks,
         pinned: bool,
     ) -> Donor:
         """Keep a prompt whose KV on `pages` is exact. A donor it already was is replaced."""
@@ -111,7 +112,7 @@ class DonorLibrary:
             slots=self._pool.slots_of(pages)[: len(ids)],
             codes=codes,
             history=history,
-            negations=negations,
+            marks=marks,
             node=node,
             pinned=pinned,
             last_used=next(self._clock),

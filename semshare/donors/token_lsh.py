@@ -47,7 +47,3 @@ class TokenLSH:
         vectors = self._table[torch.from_numpy(ids.astype(np.int64))]
         rotated = apply_rotary(vectors[:, None], angles.cos(), angles.sin())[:, 0]
         return simhash(rotated, self._planes)
-
-    def similarity(self, distance: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Estimated cosine from Hamming distances."""
-        return np.cos(np.pi * distance / CODE_BITS).astype(np.float32)

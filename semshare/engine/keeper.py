@@ -79,7 +79,7 @@ class Keeper:
             served.exact_pages,
             codes=self._lsh.encode(ids, np.arange(len(ids))),
             history=history,
-            negations=mark_facts(ids, self._texts).negations,
+            marks=mark_facts(ids, self._texts),
             pinned=pinned,
         )
         return donor.info

@@ -105,7 +105,11 @@ class TokenTexts:
         new = [token for token in set(ids.tolist()) if token not in self._texts]
         if new:
             texts = self._tokenizer.batch_decode([[token] for token in new])
-            self._texts.update(zip(new, texts, strict=True))
+            pieces = self._tokenizer.convert_ids_to_tokens(new)
+            for token, text, piece in zip(new, texts, pieces, strict=True):
+                # SentencePiece decoders strip the space that a lone word begins with.
+                lost = piece.startswith("▁") and not text.startswith(" ")
+                self._texts[token] = " " + text if lost else text
         return [self._texts[token] for token in ids.tolist()]
 
 

@@ -46,8 +46,8 @@ class Layout:
 def lay_out(plan: ReusePlan) -> Layout:
     """Split a plan's reused tokens into views and copies. Pure.
 
-    Prefix hits are always views, so that the sequence's own slots start on a page boundary and
-    can enter the prefix tree.
+    The prefix hit of an exact plan is always a view, so that the sequence's own slots start on a
+    page boundary and can enter the prefix tree.
     """
     position = np.arange(len(plan.ids), dtype=np.int64)
     reused = plan.source != TokenSource.FRESH
@@ -61,10 +61,11 @@ def lay_out(plan: ReusePlan) -> Layout:
     starts = np.concatenate(([0], breaks)) if len(position) else np.empty(0, np.int64)
     stops = np.append(starts[1:], len(position))
     runs = [(a, b) for a, b in zip(starts, stops, strict=True) if reused[a]]
-    exact = [run for run in runs if plan.source[run[0]] == TokenSource.PREFIX]
-    moved = [run for run in runs if plan.source[run[0]] != TokenSource.PREFIX]
-    long = sorted((run for run in moved if run[1] - run[0] >= MIN_VIEW_TOKENS), key=_length)
-    chosen = sorted(exact + long[-MAX_VIEWS:])
+    if plan.is_exact:
+        chosen = runs
+    else:
+        long = sorted((run for run in runs if run[1] - run[0] >= MIN_VIEW_TOKENS), key=_length)
+        chosen = sorted(long[-MAX_VIEWS:])
     views = tuple(Segment(int(plan.slots[a]), position[a:b], int(shift[a])) for a, b in chosen)
     is_own = np.ones(len(position), dtype=np.bool_)
     for a, b in chosen:

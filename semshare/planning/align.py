@@ -47,7 +47,7 @@ class AlignmentBuilder:
         self.source = np.zeros(n, dtype=np.uint8)
         self.donor = np.full(n, -1, dtype=np.int32)
         self.position = np.full(n, -1, dtype=np.int32)
-        self.similarity = np.zeros(n, dtype=np.float32)
+        self.in_order = np.zeros(n, dtype=np.bool_)
         self._donors: list[str] = []
 
     def donor_index(self, name: str) -> int:
@@ -60,7 +60,7 @@ class AlignmentBuilder:
         """The first `tokens` tokens are cached exactly, by `donor` if one is known."""
         self.source[:tokens] = TokenSource.PREFIX
         self.position[:tokens] = np.arange(tokens)
-        self.similarity[:tokens] = 1.0
+        self.in_order[:tokens] = True
         if donor is not None and tokens:
             self.donor[:tokens] = self.donor_index(donor)
 
@@ -71,7 +71,7 @@ class AlignmentBuilder:
             self.source[at] = TokenSource.SPAN
             self.donor[at] = self.donor_index(span.donor)
             self.position[at] = np.arange(span.donor_start, span.donor_start + span.length)
-            self.similarity[at] = 1.0
+            self.in_order[at] = True
 
     def set_tokens(
         self,
@@ -79,19 +79,18 @@ class AlignmentBuilder:
         source: TokenSource,
         donor: str,
         positions: Positions,
-        similarity: NDArray[np.float32] | float,
+        *,
+        in_order: bool = False,
     ) -> None:
         """Single tokens of one donor."""
         self.source[at] = source
         self.donor[at] = self.donor_index(donor)
         self.position[at] = positions
-        self.similarity[at] = similarity
+        self.in_order[at] = in_order
 
     def build(self) -> Alignment:
         """The finished alignment."""
-        return Alignment(
-            self.source, self.donor, self.position, self.similarity, tuple(self._donors)
-        )
+        return Alignment(self.source, self.donor, self.position, self.in_order, tuple(self._donors))
 
 
 def common_subsequence(ids: Ids, donor_ids: Ids) -> Positions:
@@ -125,14 +124,12 @@ def align_fuzzy(
         if len(free) == 0:
             continue
         shared = free[partner[free] >= 0]
-        builder.set_tokens(shared, TokenSource.SPAN, candidate.name, partner[shared], 1.0)
+        builder.set_tokens(shared, TokenSource.SPAN, candidate.name, partner[shared], in_order=True)
         rest = free[partner[free] < 0]
-        position, similarity = _nearest_by_code(ids, rest, partner, candidate, lsh)
+        position = _nearest_by_code(ids, rest, partner, candidate, lsh)
         same = ids[rest] == candidate.ids[position]
-        builder.set_tokens(rest[same], TokenSource.SPAN, candidate.name, position[same], 1.0)
-        builder.set_tokens(
-            rest[~same], TokenSource.FUZZY, candidate.name, position[~same], similarity[~same]
-        )
+        builder.set_tokens(rest[same], TokenSource.SPAN, candidate.name, position[same])
+        builder.set_tokens(rest[~same], TokenSource.FUZZY, candidate.name, position[~same])
 
 
 def _best_donor(partners: Sequence[Positions], n: int) -> NDArray[np.int64]:
@@ -151,14 +148,15 @@ def _nearest_by_code(
     partner: Positions,
     candidate: FuzzyCandidate,
     lsh: TokenLSH,
-) -> tuple[Positions, NDArray[np.float32]]:
-    """For target tokens `at`, the donor position with the nearest code, and its similarity."""
+) -> Positions:
+    """For target tokens `at`, the donor position with the nearest code."""
     anchors = np.flatnonzero(partner >= 0)
     expected = np.interp(at, anchors, partner[anchors])
+    # Outside the anchors the texts are taken to run on side by side.
+    expected += np.minimum(at - anchors[0], 0) + np.maximum(at - anchors[-1], 0)
     offsets = np.array(sorted(range(-WINDOW, WINDOW + 1), key=abs))  # ties go to the nearest
     centre = np.rint(expected).astype(np.int64)
     window = np.clip(centre[:, None] + offsets, 0, len(candidate.ids) - 1)
     codes = lsh.encode(ids[at], expected)
-    column, distance = hamming_nearest(codes, candidate.codes, window)
-    position = np.take_along_axis(window, column[:, None], axis=1)[:, 0].astype(np.int32)
-    return position, lsh.similarity(distance)
+    column = hamming_nearest(codes, candidate.codes, window)
+    return np.take_along_axis(window, column[:, None], axis=1)[:, 0].astype(np.int32)

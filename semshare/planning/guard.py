@@ -1,8 +1,8 @@
 """Which tokens carry facts: reused only where the donor says exactly the same.
 
 A donor's number, name or negation served in the place of another's is a wrong answer that reads
-well, and embedding similarity can't see the difference (findings: 20 % right without a guard,
-100 % with one). The rules look at the surface of the text and err towards computing.
+well, and embedding similarity can't see the difference (`benchmarks/results/facts.json`: 15 % right
+without a guard, 99 % with it). The rules look at the surface of the text and err towards computing.
 """
 
 from __future__ import annotations
@@ -21,35 +21,54 @@ _NEGATIONS = frozenset(
     "couldn't unless except fail fails failed false deny denied denies lack lacks lacked "
     "reject rejects rejected unable hardly barely".split()
 )
+# Facts that belong to what stands around them.
 _QUANTITIES = frozenset(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
-    "hundred thousand million billion half third quarter dozen first second third fourth fifth "
-    "once twice double triple all some most few many any every each only both "
-    "more less fewer greater higher lower above below before after increase increased decrease "
-    "decreased increases decreases rise rose risen fall fell fallen "
-    "january february march april may june july august september october november december "
+    "hundred thousand million billion half third fourth fifth quarter dozen twice double triple "
+    "january february march april june july august september october november december "
     "monday tuesday wednesday thursday friday saturday sunday "
     "kg mg km cm mm nm ml hz khz mhz ghz kb mb gb tb ms usd eur gbp dollars euros pounds percent "
     "degrees miles metres meters inches feet hours minutes seconds days weeks months years".split()
 )
-# A token's text shows U+FFFD for a part of a character, which may be a letter.
+# Words that turn a statement around but mean the same everywhere.
+_QUALIFIERS = frozenset(
+    "first second all some most few many any more less fewer greater higher lower above below "
+    "before after increase increased increases decrease decreased decreases rise rose risen fall "
+    "fell fallen".split()
+)
+# Words that begin so many sentences that a capital there doesn't make them a name.
+_OPENING_WORDS = frozenset(
+    "a an the this that these those such other another one each every both it its he his she her "
+    "they their we our us you your i my there here what which who whose where when why how in on "
+    "at to of for from by with as into under over through during between among about against "
+    "within upon despite while since because although though if whether until unless once and but "
+    "or so yet also however moreover furthermore thus therefore hence then next finally lastly "
+    "nevertheless nonetheless instead indeed still given according is are was were do does did "
+    "has have had can could may might must shall should will would let note see".split()
+)
 # Tokens after a changed negation that are computed with it.
 NEGATION_SCOPE = 4
 # A jump over more donor tokens than this is a cut to another place, not an omission.
 MAX_SKIP = 8
 
 _SENTENCE_ENDS = ("", ".", "!", "?", "\n", ":")
-_WORD = re.compile(r"[\w\ufffd]+(?:(?:['’]|::)[\w\ufffd]+)*(?:\(\))?|[%$€£¥°±<>=≤≥]")
+_OPENERS = " \"'“‘(["  # may stand between a sentence's end and its first word
+_LOOK_BACK = 16  # characters in which a sentence's end is looked for
+# A token's text shows U+FFFD for a part of a character, which may be a letter.
+_WORD = re.compile(
+    r"(?:(?<!\w)[-−+](?=\d))?[\w\ufffd]+(?:(?:['’]|::)[\w\ufffd]+)*(?:\(\))?|[%$€£¥°±<>=≤≥]"
+)
 _CODE_IDENTIFIER = re.compile(r"\w*_\w|[a-z][A-Z]|\w\(\)|\w::\w")
 
 
 @dataclass(frozen=True, slots=True)
-class GuardedDonor:
-    """What the guard needs to know of a donor."""
+class FactMarks:
+    """Which tokens of a text are part of a word of each kind, `[n]` each."""
 
-    ids: Ids  # [donor tokens]
-    negations: Mask  # [donor tokens]
+    facts: Mask  # numbers, names, units, identifiers, negations
+    qualifiers: Mask  # and words that may be names because they begin a sentence
+    negations: Mask
 
 
 def is_fact_word(word: str, *, starts_sentence: bool) -> bool:
@@ -59,21 +78,21 @@ def is_fact_word(word: str, *, starts_sentence: bool) -> bool:
         return True
     if not word[0].isalnum() or "\ufffd" in word:
         return True  # a lone % or currency sign, or a word that can't be read token by token
+    if any(c.isalpha() and c.lower() == c.upper() for c in word):
+        return True  # a script without capitals doesn't show its names
     if _CODE_IDENTIFIER.search(word) or (len(word) > 1 and word.isupper()):
         return True
     return word[0].isupper() and not starts_sentence
 
 
+def _is_qualifier(word: str) -> bool:
+    """Whether a word that is no fact must be the donor's too; one may begin a sentence."""
+    lower = _plain(word)
+    return lower in _QUALIFIERS or (word[0].isupper() and lower not in _OPENING_WORDS)
+
+
 def _plain(word: str) -> str:
     return word.lower().replace("’", "'")
-
-
-@dataclass(frozen=True, slots=True)
-class FactMarks:
-    """Which tokens of a text are part of a word that carries a fact, or that negates."""
-
-    facts: Mask  # [n], negations included
-    negations: Mask  # [n]
 
 
 def mark_facts(ids: Ids, pieces: Callable[[Ids], Sequence[str]]) -> FactMarks:
@@ -87,69 +106,60 @@ def mark_facts(ids: Ids, pieces: Callable[[Ids], Sequence[str]]) -> FactMarks:
     texts = pieces(ids)
     starts = np.cumsum([0, *(len(text) for text in texts)])
     text = "".join(texts)
-    facts = np.zeros(len(ids), dtype=np.bool_)
-    negations = np.zeros(len(ids), dtype=np.bool_)
+    facts, qualifiers, negations = np.zeros((3, len(ids)), dtype=np.bool_)
     for match in _WORD.finditer(text):
         word = match.group()
-        before = text[: match.start()].rstrip(" \"'“‘([")[-1:]
-        if is_fact_word(word, starts_sentence=before in _SENTENCE_ENDS):
+        before = text[max(match.start() - _LOOK_BACK, 0) : match.start()].rstrip(_OPENERS)[-1:]
+        is_fact = is_fact_word(word, starts_sentence=before in _SENTENCE_ENDS)
+        if is_fact or _is_qualifier(word):
             low = int(np.searchsorted(starts, match.start(), side="right")) - 1
             high = int(np.searchsorted(starts, match.end(), side="left"))
-            facts[low:high] = True
-            negations[low:high] = _plain(word) in _NEGATIONS
-    return FactMarks(facts, negations)
+            (facts if is_fact else qualifiers)[low:high] = True
+            negations[low:high] |= _plain(word) in _NEGATIONS
+    return FactMarks(facts, qualifiers, negations)
 
 
-def unsafe_reuse(
-    ids: Ids,
-    alignment: Alignment,
-    marks: FactMarks,
-    donors: Sequence[GuardedDonor],
-) -> Mask:
+def unsafe_reuse(alignment: Alignment, marks: FactMarks, donors: Sequence[FactMarks]) -> Mask:
     """`[n]` bool: tokens whose reuse is not certain to say the same.
 
-    A fact token may be reused where its id and those of its neighbours are the donor's, in one
-    run. Where a negation came, went or changed, the tokens it governs are not reused either: their
-    KV has read the donor's side of it. A prefix hit is exact and always safe.
+    A fact may be reused where it and the token before it stand in the donor one after the other:
+    its KV has read what comes before, never what comes after. A qualifier may be reused where the
+    donor has it in the same order of words. Nothing else may stand on a fact of the donor. Where a
+    negation came, went or changed, the tokens it governs are not reused either: their KV has read
+    the donor's side of it. A prefix hit is exact and always safe.
 
     Args:
-        ids: `[n]` of the target.
-        alignment: what stands for each token.
+        alignment: what stands for each token of the target.
         marks: of the target.
-        donors: for each of `alignment.donors`.
+        donors: marks of each of `alignment.donors`.
 
     """
-    same = np.zeros(len(ids), dtype=np.bool_)
-    negated = np.zeros(len(ids), dtype=np.bool_)  # the donor's token is part of a negation
-    skipped = np.zeros(len(ids), dtype=np.bool_)  # the donor has a negation just before it, unread
+    n = len(alignment.source)
+    facts, negated, skipped = np.zeros((3, n), dtype=np.bool_)  # of the donor's tokens
     for index, donor in enumerate(donors):
         mine = np.flatnonzero(alignment.donor == index)
         position = alignment.position[mine]
-        same[mine] = ids[mine] == donor.ids[position]
+        facts[mine] = donor.facts[position]
         negated[mine] = donor.negations[position]
-        count = np.concatenate(([0], np.cumsum(donor.negations)))  # negation tokens before each
+        # A negation left out just before a token: more of them before it than up to the last one.
+        count = np.concatenate(([0], np.cumsum(donor.negations)))
         jump = np.flatnonzero((np.diff(position) > 1) & (np.diff(position) <= MAX_SKIP)) + 1
         skipped[mine[jump]] = count[position[jump]] > count[position[jump - 1] + 1]
-    # step[i]: tokens i and i + 1 continue one run of the same donor. Beyond the ends of the prompt
-    # nothing differs.
-    step = same[1:] & same[:-1] & _consecutive(alignment)
-    certain = same & np.append(True, step) & np.append(step, True)
-    changed = (marks.negations & ~certain) | (negated & ~same) | skipped
-    exact = alignment.source == TokenSource.PREFIX
-    unsafe: Mask = ((marks.facts & ~certain) | _spread(changed)) & ~exact
+    in_order = alignment.in_order
+    follows = np.diff(alignment.position, prepend=-1) == 1
+    follows[1:] &= (np.diff(alignment.donor) == 0) & in_order[:-1]
+    follows[:1] = True  # nothing comes before the first token
+    unsafe: Mask = marks.facts & ~(in_order & follows)
+    unsafe |= (marks.qualifiers | facts) & ~in_order
+    unsafe |= _governed(((marks.negations | negated) & ~in_order) | skipped)
+    unsafe &= alignment.source != TokenSource.PREFIX
     return unsafe
 
 
-def _spread(changed: Mask) -> Mask:
-    """The tokens governed by those that changed: a few after each, and one before."""
-    spread = changed.copy()
+def _governed(changed: Mask) -> Mask:
+    """Changed negations with the tokens they govern: a few after each, and one before."""
+    governed = changed.copy()
     for distance in range(1, NEGATION_SCOPE + 1):
-        spread[distance:] |= changed[:-distance]
-    spread[:-1] |= changed[1:]
-    return spread
-
-
-def _consecutive(alignment: Alignment) -> Mask:
-    """`[n − 1]`: token i + 1 stands on the donor token after token i's."""
-    consecutive: Mask = (np.diff(alignment.position) == 1) & (np.diff(alignment.donor) == 0)
-    return consecutive
+        governed[distance:] |= changed[:-distance]
+    governed[:-1] |= changed[1:]
+    return governed

@@ -13,7 +13,7 @@ from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.prompts import TokenTexts
 from semshare.kv.pool import KVPool
 from semshare.planning.align import AlignmentBuilder, FuzzyCandidate, align_fuzzy
-from semshare.planning.guard import GuardedDonor, mark_facts, unsafe_reuse
+from semshare.planning.guard import mark_facts, unsafe_reuse
 from semshare.planning.plan import DonorTokens, make_plan
 from semshare.types import Alignment, Ids, Mask, ReusePlan, Scores, Slots, TokenSource
 
@@ -116,8 +116,8 @@ class Planner:
         if not policy.fact_guard or not approximate.any():
             return np.zeros(len(ids), dtype=np.bool_)
         donors = [found.donors[name] for name in alignment.donors]
-        guarded = [GuardedDonor(donor.ids, donor.negations) for donor in donors]
-        return unsafe_reuse(ids, alignment, mark_facts(ids, self._texts), guarded)
+        marks = mark_facts(ids, self._texts)
+        return unsafe_reuse(alignment, marks, [donor.marks for donor in donors])
 
     def question_plan(self, draft: Draft) -> ReusePlan:
         """Only edges and what has no donor are computed: a cheap first look by the question."""
