@@ -22,7 +22,8 @@ SELECTION_NAMES: tuple[str, ...] = get_args(SelectionName)
 class ReusePolicy:
     """How much of other prompts' KV one request may use.
 
-    The defaults are measured: `docs/decisions.md` names the record behind each of them.
+    The defaults of `recompute`, `selection`, `only_unmatched`, `min_similarity` and `head_tokens`
+    are measured (`docs/decisions.md`).
 
     mode:           `off` computes everything; `prefix` shares exact prefixes (lossless); `span`
                     also reuses identical text at any position; `semantic` also maps tokens onto
@@ -35,13 +36,14 @@ class ReusePolicy:
                     false, any reused token that is not an exact prefix.
     min_similarity: a donor whose prompt is less similar than this (0 to 1) is not used for
                     fuzzy matching.
-    min_span:       runs of identical ids shorter than this (tokens) are not reused as spans.
+    min_span:       runs of identical ids shorter than this (tokens; 8 is the least that is looked
+                    for) are not found by themselves. In a similar donor single ids are reused.
     sink_tokens:    first tokens of the prompt that are exact or fresh, never approximate.
     tail_tokens:    last tokens of the prompt (the question) that are exact or fresh.
     head_tokens:    most tokens computed at the beginning of a reused run, where its KV leans most
                     on what the donor had before it: a sixteenth of the run, in runs of 32 or more.
     fact_guard:     tokens that carry facts (numbers, names, negations, units, code identifiers)
-                    are reused only where the id and its neighbours are identical.
+                    are reused only where the donor has them after the same token.
     max_divergence: KL in nats; reuse steps down (semantic → span → prefix) in this namespace
                     while the divergence measured by `SemShare.verify` is above it. None: never.
     remember:       keep the prompt as a donor once it has been computed in full.
@@ -49,7 +51,7 @@ class ReusePolicy:
     """
 
     mode: ReuseMode = "semantic"
-    recompute: float = 0.15
+    recompute: float = 0.10
     selection: SelectionName = "donor_history"
     only_unmatched: bool = True
     min_similarity: float = 0.8

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -33,8 +34,9 @@ from semshare.engine.sampling import Sampler, SamplingParams
 from semshare.engine.served import Served, Stopwatch, provenance_of
 from semshare.engine.text import TextAssembler
 from semshare.errors import InvalidRequest, PromptTooLong
+from semshare.fidelity import kl, top1_agreement
 from semshare.kv.pool import KVPool
-from semshare.planning.monitor import DivergenceMonitor
+from semshare.planning.monitor import DivergenceMonitor, modes_down_from
 from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
 from semshare.planning.selection import needs_query_pass
@@ -157,10 +159,12 @@ class SemShare:
     ) -> DonorInfo:
         """Compute a prompt in full and keep its KV for others to reuse.
 
+        A prompt that is a donor already stays one and adds to its history.
+
         Args:
             prompt: text, chat messages or token ids.
             namespace: only requests of the same namespace find the donor.
-            pinned: never evicted.
+            pinned: never evicted; a donor stays pinned until it is forgotten.
 
         Raises:
             PromptTooLong: longer than the model's context.
@@ -168,15 +172,15 @@ class SemShare:
 
         """
         ids = self._text.prompt_ids(prompt)
+        policy = ReusePolicy(mode="prefix")
         with self._lock, torch.inference_mode():
-            served = self._serve(
-                ids, ReusePolicy(mode="prefix"), namespace, room=self.config.history_tokens
-            )
-            try:
-                history = self._first_history(served)
+            served = self._serve(ids, policy, namespace, room=self.config.history_tokens)
+        try:
+            history = self._first_history(served)
+            with self._lock:
                 return self._keeper.keep_donor(served, namespace, history, pinned=pinned)
-            finally:
-                self._end(served)
+        finally:
+            self._end(served)
 
     def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""
@@ -208,18 +212,22 @@ class SemShare:
             limit: at most so many of them, the oldest first; all if None.
 
         Raises:
-            PoolExhausted: no room; the prompt goes on waiting.
+            PoolExhausted: no room; the prompt goes on waiting, behind the others.
 
         """
         finished: list[DonorInfo] = []
         while limit is None or len(finished) < limit:
             with self._lock:
-                waiting = self._keeper.oldest_pending()
-                if waiting is None:
-                    break
-                namespace, ids = waiting
+                waiting = self._keeper.take_pending()
+            if waiting is None:
+                break
+            namespace, ids = waiting
+            try:
                 finished.append(self.remember(ids, namespace=namespace))
-                self._keeper.drop_pending(namespace, ids)
+            except BaseException:
+                with self._lock:
+                    self._keeper.add_pending(namespace, ids)
+                raise
         return finished
 
     # -------------------------------------------------------------- requests
@@ -241,7 +249,7 @@ class SemShare:
         because choosing them takes a pass of the model.
         """
         ids = self._text.prompt_ids(prompt)
-        policy = policy or ReusePolicy()
+        policy = _checked(policy)
         with self._lock, torch.inference_mode():
             policy = policy.with_mode(self._monitor.mode_for(policy, namespace))
             if policy.mode == "off":
@@ -267,7 +275,7 @@ class SemShare:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
     ) -> Generator[TextDelta]:
         """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
 
@@ -277,7 +285,7 @@ class SemShare:
             policy: how to reuse other prompts' KV; the measured defaults if None.
             namespace: whose donors may be used.
             temperature, top_p, top_k, seed: see `SamplingParams`; greedy by default.
-            stop: the answer ends before the first of these strings.
+            stop: the answer ends before this string, or the first of these.
 
         Raises:
             PromptTooLong: the prompt leaves no room for an answer.
@@ -286,18 +294,20 @@ class SemShare:
 
         """
         started = time.perf_counter()
-        if max_tokens < 1:
-            raise InvalidRequest(f"max_tokens is {max_tokens}: it must be at least 1")
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise InvalidRequest(
+                f"max_tokens is {max_tokens!r}: it must be a whole number, at least 1"
+            )
         sampler = Sampler(SamplingParams(temperature, top_p, top_k, seed))
         ids = self._text.prompt_ids(prompt)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         room = min(max_tokens, self.max_context - len(ids))
-        text = TextAssembler(self._text.decode, [stop] if isinstance(stop, str) else stop)
+        text = TextAssembler(self._text.decode, [stop] if isinstance(stop, str) else stop or ())
 
         def decoding(served: Served) -> Decoding:
             return Decoding(self._executor, served, sampler, text, self._eos, room)
 
-        return self._answer(ids, decoding, policy or ReusePolicy(), namespace, room, watch)
+        return self._answer(ids, decoding, _checked(policy), namespace, room, watch)
 
     def score(
         self,
@@ -318,11 +328,12 @@ class SemShare:
         started = time.perf_counter()
         ids = self._text.prompt_ids(prompt)
         target = self._text.continuation_ids(continuation)
+        policy = _checked(policy)
         if len(ids) + len(target) > self.max_context:
             raise PromptTooLong(len(ids) + len(target), self.max_context)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         with self._lock, torch.inference_mode():
-            served = self._serve(ids, policy or ReusePolicy(), namespace, len(target), watch)
+            served = self._serve(ids, policy, namespace, len(target), watch)
             try:
                 watch.first_token()
                 logits = served.logits
@@ -333,7 +344,7 @@ class SemShare:
                     )
                     logits = torch.cat((logits, rest.logits))
                 computed = np.concatenate((ids, target[:-1]))
-                self._keeper.cache_prefix(served, computed, namespace)
+                self._keep(served, computed, policy, namespace, None)
             finally:
                 self._end(served)
         at = torch.from_numpy(target.astype(np.int64)).to(logits.device)
@@ -351,24 +362,35 @@ class SemShare:
         """Measure what a policy's reuse does to one prompt, against full prefill.
 
         Both score the full prefill's own greedy answer. The result counts towards
-        `ReusePolicy.max_divergence` in this namespace.
+        `ReusePolicy.max_divergence` in this namespace. The policy's own mode is measured even where
+        reuse is stepped down at present, so that it can step up again; where it is above the
+        bound, the mode it steps down to is measured too.
+
+        Returns:
+            The divergence of the policy's own mode.
+
         """
-        policy = policy or ReusePolicy()
+        policy = replace(_checked(policy), remember=False)
         ids = self._text.prompt_ids(prompt)
         full = ReusePolicy(mode="off")
         answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
-        tokens = answer.token_ids or sorted(self._eos)[:1]  # "nothing" is an answer too
-        exact = self.score(ids, tokens, policy=full).logits.log_softmax(-1)
-        reused = self.score(ids, tokens, policy=policy, namespace=namespace)
-        mixed = reused.logits.log_softmax(-1)
-        divergence = Divergence(
-            kl=float((exact.exp() * (exact - mixed)).sum(-1).mean()),
-            top1=float((exact.argmax(-1) == mixed.argmax(-1)).float().mean()),
-            tokens=len(tokens),
-        )
-        with self._lock:
-            self._monitor.observe(namespace, reused.provenance, divergence)
-        return divergence
+        tokens = answer.token_ids or sorted(self._eos)[:1]  # an empty answer is its end token
+        exact = self.score(ids, tokens, policy=full, namespace=namespace)
+        measured: list[Divergence] = []
+        for mode in modes_down_from(policy.mode):
+            used = replace(policy, mode=mode, max_divergence=None)
+            reused = self.score(ids, tokens, policy=used, namespace=namespace)
+            divergence = Divergence(
+                kl=kl(exact.logits, reused.logits),
+                top1=top1_agreement(exact.logits, reused.logits),
+                tokens=len(tokens),
+            )
+            measured.append(divergence)
+            with self._lock:
+                self._monitor.observe(namespace, reused.provenance, divergence)
+            if policy.max_divergence is None or divergence.kl <= policy.max_divergence:
+                break
+        return measured[0]
 
     def stats(self) -> dict[str, int | float]:
         """Counters since the start, and the pool's present state."""
@@ -408,6 +430,7 @@ class SemShare:
                 with watch.measure("plan"):
                     plan = self._planner.finish(draft, query_attention=attention)
                 run = prefill(self._executor, plan, watch, room=room)
+                self.library.touch(namespace, plan.donors)
             except Exception as error:  # reuse may cost speed, never an answer
                 fallback = f"{watch.stage}: {type(error).__name__}"
                 self._counters[f"fallback:{watch.stage}"] += 1
@@ -525,3 +548,13 @@ class SemShare:
     def _end(self, served: Served) -> None:
         with self._lock:
             served.sequence.release()
+
+
+def _checked(policy: ReusePolicy | None) -> ReusePolicy:
+    """The policy of a request, the defaults if it names none."""
+    if policy is not None and not isinstance(policy, ReusePolicy):
+        raise InvalidRequest(
+            f"policy is a {type(policy).__name__}: make a ReusePolicy of it, "
+            "or use ReusePolicy.from_mapping"
+        )
+    return policy or ReusePolicy()

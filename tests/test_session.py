@@ -24,6 +24,7 @@ from semshare import (
     SemShare,
     TextDelta,
 )
+from semshare.engine import keeper
 from semshare.engine.sampling import Sampler
 
 OFF = ReusePolicy(mode="off")
@@ -217,7 +218,10 @@ def test_a_prompt_without_room_for_an_answer_is_refused_with_both_numbers() -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens is 0: it must be a whole number, at least 1"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5"),
+        ({"max_tokens": True}, "max_tokens is True"),
+        ({"policy": {"mode": "span"}}, "policy is a dict"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"top_p": 2.0}, "top_p is 2.0"),
         ({"top_k": -3}, "top_k is -3"),
@@ -382,6 +386,34 @@ def test_a_pending_prompt_that_does_not_fit_now_is_not_lost() -> None:
     assert len(engine.complete_pending()) == 1
 
 
+def test_no_more_prompts_wait_than_allowed(
+    engine: SemShare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "MAX_PENDING", 1)
+    engine.remember(DONOR)
+    used = replace(SEMANTIC, remember=True)
+    for prompt, remembered in ((REWORDED, "pending"), (MOVED, "no"), (REWORDED, "pending")):
+        assert engine.generate(prompt, max_tokens=1, policy=used).remembered == remembered
+    assert engine.stats()["pending"] == 1
+
+
+def test_what_waits_is_computed_a_few_at_a_time_and_what_fails_goes_last(
+    engine: SemShare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.remember(DONOR)
+    used = replace(SEMANTIC, remember=True)
+    for prompt in (REWORDED, MOVED):
+        engine.generate(prompt, max_tokens=1, policy=used)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "remember", lambda *_args, **_options: pytest.fail("no room"))
+        with pytest.raises(pytest.fail.Exception):
+            engine.complete_pending()
+    assert engine.stats()["pending"] == 2
+    (info,) = engine.complete_pending(limit=1)
+    assert info.tokens == len(MOVED)
+    assert engine.stats()["pending"] == 1
+
+
 def test_forgetting_everything_forgets_what_waits_too(engine: SemShare) -> None:
     for namespace in "ab":
         engine.remember(DONOR, namespace=namespace)
@@ -512,19 +544,37 @@ def test_verify_measures_and_reuse_steps_down(engine: SemShare) -> None:
     divergence = engine.verify(REWORDED, policy=used, max_tokens=6)
     assert divergence.kl > 1e-6
     assert divergence.tokens == 6
-    answer = engine.generate(REWORDED, policy=used, max_tokens=2)
-    assert answer.provenance.mode == "span"
-    np.testing.assert_array_equal(
-        engine.plan(REWORDED, policy=used).source,
-        engine.plan(REWORDED, policy=replace(used, mode="span")).source,
-    )
-    engine.verify(REWORDED, policy=used, max_tokens=6)
     assert engine.generate(REWORDED, policy=used, max_tokens=2).provenance.mode == "prefix"
     tolerant = replace(used, max_divergence=100.0)
     assert engine.generate(REWORDED, policy=tolerant, max_tokens=2).provenance.mode == "semantic"
     elsewhere = engine.generate(REWORDED, policy=used, namespace="other", max_tokens=2)
     assert elsewhere.provenance.mode == "semantic"
     engine.forget_all("default")
+    assert engine.generate(REWORDED, policy=used, max_tokens=2).provenance.mode == "semantic"
+
+
+def test_reuse_steps_down_only_as_far_as_it_must_and_up_again(engine: SemShare) -> None:
+    engine.remember(DONOR)
+    wide = replace(SEMANTIC, fact_guard=False)
+    semantic = engine.verify(REWORDED, policy=wide, max_tokens=6).kl
+    span = engine.verify(REWORDED, policy=replace(wide, mode="span"), max_tokens=6).kl
+    better = engine.verify(MOVED, policy=wide, max_tokens=6).kl
+    assert span < better < semantic
+    engine.forget_all()
+    engine.remember(DONOR)
+    used = replace(wide, max_divergence=(better + semantic) / 2)
+    assert engine.verify(REWORDED, policy=used, max_tokens=6).kl == pytest.approx(semantic)
+    answer = engine.generate(REWORDED, policy=used, max_tokens=2)
+    assert answer.provenance.mode == "span"
+    np.testing.assert_array_equal(
+        engine.plan(REWORDED, policy=used).source,
+        engine.plan(REWORDED, policy=replace(used, mode="span")).source,
+    )
+    for _ in range(3):  # exact, so that nothing is learned about semantic reuse
+        engine.verify(words(200, 77), policy=used, max_tokens=6)
+    assert engine.generate(REWORDED, policy=used, max_tokens=2).provenance.mode == "span"
+    for _ in range(16):  # now semantic reuse does better, and the mean comes down
+        engine.verify(MOVED, policy=used, max_tokens=6)
     assert engine.generate(REWORDED, policy=used, max_tokens=2).provenance.mode == "semantic"
 
 
@@ -561,7 +611,7 @@ def test_the_whole_path_in_bfloat16(family: str) -> None:
         assert answer.provenance.counts["span"] > 50
 
 
-def test_a_forgotten_donor_is_gone_even_where_a_later_request_extended_it():
+def test_a_forgotten_donor_is_gone_even_where_a_later_request_extended_it() -> None:
     engine = tiny_engine()
     rng = np.random.default_rng(3)
     prompt, question, other = (rng.integers(4, 260, n).astype(np.int32) for n in (200, 40, 40))

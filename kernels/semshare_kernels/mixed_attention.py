@@ -9,22 +9,24 @@ in each layer: blocks nobody sees don't exist, blocks everybody sees carry no ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semshare_kernels.reference import merge_states
-
 # Query rows a masked block takes. Smaller blocks skip more of the unseen triangle, larger ones
 # call the fused kernel less often; 64 to 256 measured alike at 500 × 5,000 on two cores.
 BLOCK_ROWS = 128
 # So few last rows that see all of a segment join the masked block before them.
 FEW_ROWS = 16
+# Scores held at once where there is no fused kernel: 256 MB of float32.
+MAX_SCORES = 1 << 26
+# Keys that the later half of the rows all see are a block without a mask, if there are so many:
+# the fused kernel is faster without one, and faster still with more rows.
+MIN_UNMASKED_KEYS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +107,12 @@ def _segment_blocks(
     if window is None and n_q - first == n_k and np.array_equal(q_pos[first:], kv_pos):
         return [AttentionBlock(segment, first, n_q, 0, n_k, causal=n_k > 1, mask=None)]
 
-    # Queries from `complete` on see every key of the segment, unless a window hides some.
-    complete = n_q if window is not None else int(np.searchsorted(q_pos, kv_pos[-1]))
-    if first < complete and n_q - complete < FEW_ROWS:
-        complete = n_q
-    bounds = [*range(first, complete, BLOCK_ROWS), complete]
-    blocks = []
-    for start, stop in pairwise(bounds):
-        low = 0
+    def masked(start: int, stop: int, low: int) -> list[AttentionBlock]:
         if window is not None:
             low = int(np.searchsorted(kv_pos, q_pos[start] - window, side="right"))
         high = int(np.searchsorted(kv_pos, q_pos[stop - 1], side="right"))
-        if low == high:
-            continue
+        if low >= high:
+            return []
         hidden = kv_pos[None, low:high] > q_pos[start:stop, None]
         if window is not None:
             hidden |= kv_pos[None, low:high] <= q_pos[start:stop, None] - window
@@ -127,7 +122,27 @@ def _segment_blocks(
             # then gets a weight of zero in the merge, where −inf would make it NaN.
             mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
             mask.masked_fill_(torch.from_numpy(hidden).to(device), torch.finfo(dtype).min)
-        blocks.append(AttentionBlock(segment, start, stop, low, high, causal=False, mask=mask))
+        return [AttentionBlock(segment, start, stop, low, high, causal=False, mask=mask)]
+
+    def triangle(start: int, stop: int, low: int) -> list[AttentionBlock]:
+        """Blocks for rows [start, stop) and the keys from `low` on that any of them sees."""
+        if stop - start <= BLOCK_ROWS:
+            return masked(start, stop, low)
+        middle = (start + stop) // 2
+        blocks = triangle(start, middle, low)
+        common = int(np.searchsorted(kv_pos, q_pos[middle], side="right"))
+        if window is None and common - low >= MIN_UNMASKED_KEYS:
+            blocks.append(
+                AttentionBlock(segment, middle, stop, low, common, causal=False, mask=None)
+            )
+            low = common
+        return blocks + triangle(middle, stop, low)
+
+    # Queries from `complete` on see every key of the segment, unless a window hides some.
+    complete = n_q if window is not None else int(np.searchsorted(q_pos, kv_pos[-1]))
+    if first < complete and n_q - complete < FEW_ROWS:
+        complete = n_q
+    blocks = triangle(first, complete, 0) if first < complete else []
     if complete < n_q:
         blocks.append(AttentionBlock(segment, complete, n_q, 0, n_k, causal=False, mask=None))
     return blocks
@@ -162,8 +177,17 @@ def mixed_attention(
     for block in plan.blocks:
         rows = slice(block.query_start, block.query_stop)
         part = _run_block(block, queries, keys, values, scale)
-        out[rows], lse[rows] = merge_states(out[rows], lse[rows], *part) if block.merges else part
+        if block.merges:
+            _merge_into(out[rows], lse[rows], *part)
+        else:
+            out[rows], lse[rows] = part
     return out.to(queries[0].dtype), lse
+
+
+def _merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """`reference.merge_states` in place, in two passes; a row of `part` has seen some key."""
+    out.lerp_(part.float(), torch.sigmoid(part_lse - lse)[..., None])
+    torch.logaddexp(lse, part_lse, out=lse)
 
 
 def _run_block(
@@ -190,17 +214,15 @@ def _fused_cpu(
     if n_q == 1:
         # One query row a head: the heads that share a KV head become rows of one product.
         query = query.view(kv_heads, heads // kv_heads, d)[None]
-        mask = None if block.mask is None else block.mask[None, None]
     else:
         query = query.transpose(0, 1)[None]  # [1, heads, n_q, d]
-        mask = None if block.mask is None else block.mask[None, None]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query,
         key.transpose(0, 1)[None],
         value.transpose(0, 1)[None],
         0.0,
         block.causal,
-        attn_mask=mask,
+        attn_mask=None if block.mask is None else block.mask[None, None],
         scale=scale,
     )
     if n_q == 1:
@@ -211,27 +233,42 @@ def _fused_cpu(
 def _dense(
     query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Plain matrix products, for devices without a fused path."""
-    scores = _block_scores(query, key, block, scale)  # [heads, n_q, n_k]
-    lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse[..., None]).to(value.dtype)
-    group = query.shape[1] // key.shape[1]
-    spread = value.transpose(0, 1).repeat_interleave(group, dim=0)
-    return (weights @ spread).transpose(0, 1), lse.transpose(0, 1)
+    """Plain matrix products in float32, for devices without a fused path."""
+    n_q, heads, _ = query.shape
+    out = torch.empty_like(query)
+    lse = query.new_empty((n_q, heads), dtype=torch.float32)
+    spread = value.float().transpose(0, 1).repeat_interleave(heads // value.shape[1], dim=0)
+    for rows in _row_chunks(0, n_q, heads * len(key)):
+        scores = _block_scores(query, key, block, rows, scale)
+        total = torch.logsumexp(scores, dim=-1)
+        weights = torch.exp(scores - total[..., None])
+        out[rows] = (weights @ spread).transpose(0, 1).to(out.dtype)
+        lse[rows] = total.transpose(0, 1)
+    return out, lse
 
 
-def _block_scores(query: Tensor, key: Tensor, block: AttentionBlock, scale: float) -> Tensor:
-    """Scaled, masked dot products `[heads, n_q, n_k]` float32."""
-    n_q, heads, d = query.shape
+def _row_chunks(start: int, stop: int, scores_a_row: int) -> Iterator[slice]:
+    """Rows [start, stop) in parts whose scores take no more than `MAX_SCORES`."""
+    step = max(MAX_SCORES // scores_a_row, 1)
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+def _block_scores(
+    query: Tensor, key: Tensor, block: AttentionBlock, rows: slice, scale: float
+) -> Tensor:
+    """Scaled, masked dot products `[heads, rows, n_k]` float32 of some rows of a block."""
+    heads, d = query.shape[1:]
     kv_heads = key.shape[1]
-    grouped = query.view(n_q, kv_heads, heads // kv_heads, d).permute(1, 2, 0, 3)
-    keys = key.permute(1, 2, 0)[:, None]  # [kv_heads, 1, d, n_k]
-    scores = (grouped @ keys).flatten(0, 1).float() * scale
+    grouped = query[rows].float().view(-1, kv_heads, heads // kv_heads, d).permute(1, 2, 0, 3)
+    keys = key.float().permute(1, 2, 0)[:, None]  # [kv_heads, 1, d, n_k]
+    scores = (grouped @ keys).flatten(0, 1) * scale
     if block.causal:
-        hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu_(1)
+        index = torch.arange(len(key), device=scores.device)
+        hidden = index[None] > index[rows, None]
         scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
     elif block.mask is not None:
-        scores += block.mask
+        scores += block.mask[rows]
     return scores
 
 
@@ -259,11 +296,13 @@ def attention_mass(
     for block in plan.blocks:
         if block.query_stop <= first_query:
             continue
-        rows = slice(block.query_start, block.query_stop)
-        columns = slice(block.key_start, block.key_stop)
-        query = queries[block.segment][rows]
-        scores = _block_scores(query, keys[block.segment][columns], block, scale)
-        weights = torch.exp(scores - lse[rows].transpose(0, 1)[..., None])
-        counted = weights[:, max(first_query - block.query_start, 0) :]
-        mass[block.segment][columns] += counted.sum(dim=(0, 1))
+        query = queries[block.segment][block.query_start : block.query_stop]
+        key = keys[block.segment][block.key_start : block.key_stop]
+        total = mass[block.segment][block.key_start : block.key_stop]
+        block_lse = lse[block.query_start : block.query_stop]
+        counted = max(first_query - block.query_start, 0)
+        for rows in _row_chunks(counted, len(query), query.shape[1] * len(key)):
+            scores = _block_scores(query, key, block, rows, scale)
+            weights = torch.exp(scores - block_lse[rows].transpose(0, 1)[..., None])
+            total += weights.sum(dim=(0, 1))
     return mass

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
+
+import numpy as np
 
 from semshare.donors.embedders import Embedder, Vector
-from semshare.donors.prefix_tree import PrefixMatch, PrefixNode, PrefixTree
+from semshare.donors.prefix_tree import PrefixNode, PrefixTree
 from semshare.donors.prompt_index import PromptIndex
 from semshare.donors.span_index import SpanIndex
 from semshare.errors import NotFound
@@ -75,6 +77,10 @@ class DonorLibrary:
         self.evicted_donors = 0
         pool.reclaim = self._evict_until
 
+    def find(self, name: str) -> Namespace | None:
+        """The namespace of that name, if it holds anything."""
+        return self._namespaces.get(name)
+
     def namespace(self, name: str) -> Namespace:
         """The namespace of that name, made if it is new."""
         if name not in self._namespaces:
@@ -94,12 +100,22 @@ class DonorLibrary:
         marks: FactMarks,
         pinned: bool,
     ) -> Donor:
-        """Keep a prompt whose KV on `pages` is exact. A donor it already was is replaced."""
+        """Keep a prompt whose KV on `pages` is exact.
+
+        A donor that it already is stays, on its own pages: it learns the new history, and is
+        pinned if either asks for that.
+        """
         vector = self.vector(ids)  # an embedder that fails leaves nothing half kept
         name = donor_id(namespace, ids)
         space = self.namespace(namespace)
-        if name in space.donors:
-            self.remove(namespace, name)
+        known = space.donors.get(name)
+        if known is not None:
+            if len(known.history) and len(history):
+                history = known.history + history
+            known.history = history if len(history) else known.history
+            known.pinned |= pinned
+            known.last_used = next(self._clock)
+            return known
         pages = pages[: self._pool.pages_for(len(ids))].copy()
         self._pool.share(pages)
         node = space.prefixes.insert(ids, pages, owner=name)
@@ -128,17 +144,24 @@ class DonorLibrary:
         return self._embedder.embed(ids)
 
     def get(self, namespace: str, name: str) -> Donor:
-        """A donor, marked as used.
+        """A donor.
 
         Raises:
             NotFound: not in this namespace.
 
         """
-        donor = self.namespace(namespace).donors.get(name)
+        space = self._namespaces.get(namespace)
+        donor = space.donors.get(name) if space else None
         if donor is None:
             raise NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")
-        donor.last_used = next(self._clock)
         return donor
+
+    def touch(self, namespace: str, names: Iterable[str]) -> None:
+        """Mark donors as used just now; those that have gone are passed over."""
+        space = self._namespaces.get(namespace)
+        for name in names:
+            if space and name in space.donors:
+                space.donors[name].last_used = next(self._clock)
 
     def remove(self, namespace: str, name: str) -> None:
         """Forget a donor and its exact prefix; pages in use live on until their last reader ends.
@@ -155,6 +178,7 @@ class DonorLibrary:
         space.prefixes.unlock(donor.node)
         space.prefixes.forget(donor.node)
         self._pool.release(donor.pages)
+        self._drop_if_empty(namespace)
 
     def clear(self, namespace: str) -> None:
         """Forget all donors and cached prefixes of a namespace."""
@@ -170,10 +194,6 @@ class DonorLibrary:
         space = self._namespaces.get(namespace)
         return [donor.info for donor in space.donors.values()] if space else []
 
-    def match_prefix(self, namespace: str, ids: Ids, limit: int) -> PrefixMatch:
-        """The longest exact prefix cached in this namespace."""
-        return self.namespace(namespace).prefixes.match(ids, limit=limit)
-
     def cache_prefix(self, namespace: str, ids: Ids, pages: Pages) -> None:
         """Keep the whole pages of an exact sequence for prefix hits, without making it a donor."""
         self.namespace(namespace).prefixes.insert(ids, pages, owner=None)
@@ -184,20 +204,47 @@ class DonorLibrary:
         return list(self._namespaces)
 
     def _evict_until(self, wanted_pages: int) -> None:
-        """Free pages: cached prefixes of no donor first, then unpinned donors, oldest first."""
-        if wanted_pages > self._pool.n_pages:
-            return  # can never fit: nobody has to go for it
+        """Free pages: cached prefixes of no donor first, then unpinned donors, oldest first.
+
+        Nobody goes if all that may go is not enough.
+        """
+        if self._pages_within_reach() < wanted_pages:
+            return
         while self._pool.free_pages < wanted_pages:
-            trees = [space.prefixes for space in self._namespaces.values()]
-            leaves = [(leaf, tree) for tree in trees if (leaf := tree.oldest_leaf()) is not None]
+            leaves = [
+                (leaf, name)
+                for name, space in self._namespaces.items()
+                if (leaf := space.prefixes.oldest_leaf()) is not None
+            ]
             if leaves:
-                leaf, tree = min(leaves, key=lambda pair: pair[0].last_used)
-                tree.evict(leaf)
+                leaf, name = min(leaves, key=lambda pair: pair[0].last_used)
+                self._namespaces[name].prefixes.evict(leaf)
+                self._drop_if_empty(name)
                 continue
-            donors = [d for s in self._namespaces.values() for d in s.donors.values()]
-            unpinned = [donor for donor in donors if not donor.pinned]
-            if not unpinned:
-                return
+            unpinned = [donor for donor in self._donors() if not donor.pinned]
             oldest = min(unpinned, key=lambda donor: donor.last_used)
             self.remove(oldest.namespace, oldest.id)
             self.evicted_donors += 1
+
+    def _pages_within_reach(self) -> int:
+        """Pages that are free or would be without cached prefixes and unpinned donors."""
+        references = self._pool.references(np.arange(self._pool.n_pages))
+        pinned = [donor for donor in self._donors() if donor.pinned]
+        kept = {id(node) for donor in pinned for node in donor.node.path()}
+        for space in self._namespaces.values():
+            for node in space.prefixes.nodes():
+                if id(node) not in kept:
+                    references[node.pages] -= 1
+        for donor in self._donors():
+            if not donor.pinned:
+                references[donor.pages] -= 1
+        return int(np.count_nonzero(references == 0))
+
+    def _donors(self) -> Iterator[Donor]:
+        return chain.from_iterable(space.donors.values() for space in self._namespaces.values())
+
+    def _drop_if_empty(self, name: str) -> None:
+        """A namespace that holds nothing is not kept: clients name them as they like."""
+        space = self._namespaces[name]
+        if not space.donors and not space.prefixes.nodes():
+            del self._namespaces[name]

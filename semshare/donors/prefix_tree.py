@@ -27,6 +27,13 @@ class PrefixNode:
     last_used: int = 0
     owner: str | None = None  # the donor whose ids these are, if one is known
 
+    def path(self) -> Iterator[PrefixNode]:
+        """This node and those above it, without the root, which stands for no ids."""
+        step = self
+        while step.parent is not None:
+            yield step
+            step = step.parent
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixMatch:
@@ -90,7 +97,7 @@ class PrefixTree:
         whole = min(len(ids) // size, len(pages))
         found = self.match(ids, limit=whole * size)
         if owner is not None:
-            for step in _path(found.node):
+            for step in found.node.path():
                 step.owner = step.owner or owner
         if found.tokens == whole * size:
             return found.node
@@ -108,12 +115,12 @@ class PrefixTree:
 
     def lock(self, node: PrefixNode) -> None:
         """Keep the path to `node` from being evicted, until as many calls of `unlock`."""
-        for step in _path(node):
+        for step in node.path():
             step.locks += 1
 
     def unlock(self, node: PrefixNode) -> None:
         """Undo one `lock`."""
-        for step in _path(node):
+        for step in node.path():
             if step.locks == 0:
                 raise AssertionError("the path to this node is not locked")
             step.locks -= 1
@@ -195,10 +202,3 @@ def _common_pages(left: Ids, right: Ids, size: int) -> int:
     n = min(len(left), len(right))
     differing = np.flatnonzero(left[:n] != right[:n])
     return int(differing[0] if len(differing) else n) // size
-
-
-def _path(node: PrefixNode) -> Iterator[PrefixNode]:
-    step: PrefixNode | None = node
-    while step is not None:
-        yield step
-        step = step.parent

@@ -117,6 +117,13 @@ class SpanIndex:
 
 
 def _common_prefix(left: Ids, right: Ids) -> int:
+    """Compared in ever larger parts: most runs end soon, however much text is left."""
     n = min(len(left), len(right))
-    differing = np.flatnonzero(left[:n] != right[:n])
-    return int(differing[0]) if len(differing) else n
+    start, size = 0, 32
+    while start < n:
+        stop = min(start + size, n)
+        differing = np.flatnonzero(left[start:stop] != right[start:stop])
+        if len(differing):
+            return start + int(differing[0])
+        start, size = stop, 2 * size
+    return n

@@ -75,6 +75,7 @@ class ModelAdapter:
         self.rope_kinds = tuple(self._layer_rope(index) for index in range(self.n_layers))
         self._softcap = getattr(self.config, "final_logit_softcapping", None)
         _check_rope(self.config)
+        _check_attention(self.config)
 
     def _layer_window(self, index: int) -> int | None:
         layer_types = getattr(self.config, "layer_types", None)
@@ -190,4 +191,13 @@ def _check_rope(config: Any) -> None:
             raise UnsupportedModel(
                 f"rope_type {kind!r} scales angles with the sequence's length, so cached keys "
                 f"can't be moved exactly. Supported: {', '.join(ADDITIVE_ROPE)}"
+            )
+
+
+def _check_attention(config: Any) -> None:
+    for setting in ("attn_logit_softcapping", "use_bidirectional_attention"):
+        if value := getattr(config, setting, None):
+            raise UnsupportedModel(
+                f"the model's {setting} is {value!r}, which mixed attention does not apply: "
+                "only causal attention without a cap on its scores is supported"
             )

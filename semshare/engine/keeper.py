@@ -17,6 +17,9 @@ from semshare.engine.served import Served
 from semshare.planning.guard import mark_facts
 from semshare.types import DonorInfo, Ids, RememberState, Scores
 
+# Prompts that wait to be computed in full, at most; later ones are not remembered.
+MAX_PENDING = 256
+
 
 class Keeper:
     """Keeps exact KV.
@@ -39,15 +42,19 @@ class Keeper:
         """Prompts that wait to be computed in full."""
         return len(self._pending)
 
-    def oldest_pending(self) -> tuple[str, Ids] | None:
-        """The prompt that waits longest, and its namespace."""
-        for (namespace, _), ids in self._pending.items():
-            return namespace, ids
+    def take_pending(self) -> tuple[str, Ids] | None:
+        """The prompt that waits longest, and its namespace; it waits no longer."""
+        for key in self._pending:
+            return key[0], self._pending.pop(key)
         return None
 
-    def drop_pending(self, namespace: str, ids: Ids) -> None:
-        """A prompt waits no longer."""
-        self._pending.pop((namespace, ids.tobytes()), None)
+    def add_pending(self, namespace: str, ids: Ids) -> bool:
+        """Let a prompt wait to be computed in full, unless too many wait already."""
+        key = (namespace, ids.tobytes())
+        if key not in self._pending and len(self._pending) >= MAX_PENDING:
+            return False
+        self._pending[key] = ids
+        return True
 
     def drop_all_pending(self, namespace: str) -> None:
         """No prompt of a namespace waits any longer."""
@@ -92,7 +99,6 @@ class Keeper:
         if not policy.remember:
             return "no", None
         if not served.provenance.exact:
-            self._pending[namespace, ids.tobytes()] = ids
-            return "pending", None
+            return ("pending" if self.add_pending(namespace, ids) else "no"), None
         history = record.upto(len(ids)) if record is not None else np.empty(0, np.float32)
         return "done", self.keep_donor(served, namespace, history, pinned=False)

@@ -35,11 +35,18 @@ class PromptEncoder:
                 raise InvalidRequest(
                     "this model's tokenizer has no chat template: send the prompt as text"
                 )
+            for number, message in enumerate(prompt):
+                content = message.get("content") if isinstance(message, Mapping) else message
+                if not isinstance(message, Mapping) or not isinstance(content, str):
+                    raise InvalidRequest(
+                        f"the content of message {number} is a {type(content).__name__}: "
+                        "a message is {role, content}, and its content a string"
+                    )
             try:
                 text = self._tokenizer.apply_chat_template(
                     list(prompt), tokenize=False, add_generation_prompt=True
                 )
-            except TemplateError as error:  # the order of roles, or a message without content
+            except TemplateError as error:  # the order of roles, say
                 raise InvalidRequest(
                     f"the chat template refuses these messages: {error}"
                 ) from error

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
 
 import numpy as np
 import torch
 
-from semshare import Answer, Provenance, ReusePolicy, Score, SemShare, Timings
+from semshare import Answer, Provenance, ReusePolicy, Score, SemShare, Timings, fidelity
 from semshare.evaluation import metrics
 from semshare.evaluation.material import Example
 from semshare.evaluation.progress import Step
@@ -59,9 +59,9 @@ class Measured:
 def compare(full: Score, other: Score) -> Fidelity:
     """How far `other` is from `full`, two scores of one continuation."""
     return Fidelity(
-        kl=metrics.kl(full.logits, other.logits),
-        top1=metrics.top1_agreement(full.logits, other.logits),
-        max_logit_diff=metrics.max_logit_difference(full.logits, other.logits),
+        kl=fidelity.kl(full.logits, other.logits),
+        top1=fidelity.top1_agreement(full.logits, other.logits),
+        max_logit_diff=fidelity.max_logit_difference(full.logits, other.logits),
         tokens=len(full.token_ids),
     )
 
@@ -190,5 +190,9 @@ class Bench:
 
 def median_timings(timings: Sequence[Timings]) -> Timings:
     """The median of each stage by itself."""
-    names = ("tokenize_s", "lookup_s", "plan_s", "load_s", "prefill_s", "ttft_s", "decode_s")
-    return Timings(**{name: median(getattr(timing, name) for timing in timings) for name in names})
+    return Timings(
+        **{
+            stage.name: median(getattr(timing, stage.name) for timing in timings)
+            for stage in fields(Timings)
+        }
+    )

@@ -15,6 +15,8 @@ from semshare.types import ReusePlan, Slots, TokenSource
 # fresh tokens, because each run costs an attention call in every layer of every decode step.
 MIN_VIEW_TOKENS = 128
 MAX_VIEWS = 16
+# Slots for an answer are reserved in portions: few answers use all the tokens they are allowed.
+ROOM_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class KVSequence:
         pool: where all slots lie.
         layout: of the prompt.
         shared_pages: pages of `layout`'s views and copies; a reference is taken on each.
-        room: slots to reserve beyond the prompt, for the answer.
+        room: most tokens of the answer; a first portion of their slots is reserved.
 
     Raises:
         PoolExhausted: nothing was taken then.
@@ -105,7 +107,8 @@ class KVSequence:
         self.layout = layout
         pool.share(shared_pages)
         try:
-            pages = pool.allocate(len(layout.own) + room)
+            reserved = min(room, ROOM_TOKENS)
+            pages = pool.allocate(len(layout.own) + reserved)
         except Exception:
             pool.release(shared_pages)
             raise
@@ -113,6 +116,7 @@ class KVSequence:
         self._own_pages = pages
         self._own_slots = pool.slots_of(pages)
         self._own_positions = layout.own
+        self._room = room - reserved  # slots that may be wanted yet
         self._released = False
 
     @property
@@ -138,7 +142,8 @@ class KVSequence:
         """
         missing = len(self._own_positions) + n - len(self._own_slots)
         if missing > 0:
-            pages = self.pool.allocate(missing)
+            pages = self.pool.allocate(max(missing, min(self._room, ROOM_TOKENS)))
+            self._room -= len(pages) * self.pool.page_size
             self._own_pages = np.concatenate((self._own_pages, pages))
             self._own_slots = np.concatenate((self._own_slots, self.pool.slots_of(pages)))
         positions = np.arange(self.length, self.length + n, dtype=np.int64)

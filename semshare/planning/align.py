@@ -29,6 +29,8 @@ STRETCH_TOKENS = 256
 MIN_COMMON = 0.3
 # How far from the expected donor position the nearest code is looked for, on each side.
 WINDOW = 12
+# The common subsequence takes an eighth of a byte for each pair of tokens: no more than 256 MB.
+MAX_PAIRS = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +115,13 @@ def align_fuzzy(
     Args:
         builder: holds the prefix and the spans; matched tokens are added.
         ids: `[n]` of the target.
-        candidates: similar donors, the most similar first.
+        candidates: similar donors, the most similar first; those too long to compare are left out.
         lsh: codes the target's tokens.
 
     """
+    candidates = [one for one in candidates if len(one.ids) * len(ids) <= MAX_PAIRS]
+    if not candidates:
+        return
     partners = [common_subsequence(ids, candidate.ids) for candidate in candidates]
     choice = _best_donor(partners, len(ids))
     for index, (candidate, partner) in enumerate(zip(candidates, partners, strict=True)):

@@ -37,15 +37,15 @@ _QUALIFIERS = frozenset(
     "before after increase increased increases decrease decreased decreases rise rose risen fall "
     "fell fallen".split()
 )
-# Words that begin so many sentences that a capital there doesn't make them a name.
+# Words that are no names though they have a capital, where a sentence, a quote or a title begins.
 _OPENING_WORDS = frozenset(
-    "a an the this that these those such other another one each every both it its he his she her "
-    "they their we our us you your i my there here what which who whose where when why how in on "
+    "i a an the this that these those such other another one each every both it its he his she her "
+    "they their we our us you your my there here what which who whose where when why how in on "
     "at to of for from by with as into under over through during between among about against "
     "within upon despite while since because although though if whether until unless once and but "
     "or so yet also however moreover furthermore thus therefore hence then next finally lastly "
     "nevertheless nonetheless instead indeed still given according is are was were do does did "
-    "has have had can could may might must shall should will would let note see".split()
+    "has have had can could might must shall should would let note see".split()
 )
 # Tokens after a changed negation that are computed with it.
 NEGATION_SCOPE = 4
@@ -82,7 +82,7 @@ def is_fact_word(word: str, *, starts_sentence: bool) -> bool:
         return True  # a script without capitals doesn't show its names
     if _CODE_IDENTIFIER.search(word) or (len(word) > 1 and word.isupper()):
         return True
-    return word[0].isupper() and not starts_sentence
+    return word[0].isupper() and not starts_sentence and lower not in _OPENING_WORDS
 
 
 def _is_qualifier(word: str) -> bool:

@@ -11,6 +11,14 @@ _STEPS_DOWN: dict[ReuseMode, ReuseMode] = {"semantic": "span", "span": "prefix"}
 _WINDOW = 16  # latest measurements that count
 
 
+def modes_down_from(mode: ReuseMode) -> list[ReuseMode]:
+    """A mode and the approximate ones it steps down to, in that order."""
+    modes = [mode]
+    while (lower := _STEPS_DOWN.get(modes[-1])) in _STEPS_DOWN:
+        modes.append(lower)
+    return modes
+
+
 class DivergenceMonitor:
     """Measured divergences by namespace and mode."""
 
@@ -20,8 +28,9 @@ class DivergenceMonitor:
         )
 
     def observe(self, namespace: str, provenance: Provenance, divergence: Divergence) -> None:
-        """Take note of one answer's divergence."""
-        self._seen[namespace, provenance.mode].append(divergence.kl)
+        """Take note of one answer's divergence, if anything approximate was used for it."""
+        if not provenance.exact:
+            self._seen[namespace, provenance.mode].append(divergence.kl)
 
     def mode_for(self, policy: ReusePolicy, namespace: str) -> ReuseMode:
         """The policy's mode, or the next lower one whose mean divergence is allowed."""

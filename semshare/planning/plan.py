@@ -64,6 +64,8 @@ def make_plan(
     edge = np.zeros(n, dtype=np.bool_)
     edge[: policy.sink_tokens] = True
     edge[n - min(n, policy.tail_tokens) :] = True
+    # A donor's first tokens are its attention sinks: in the middle of a prompt they draw attention.
+    edge |= (alignment.source > TokenSource.PREFIX) & (alignment.position < policy.sink_tokens)
     reasons[edge & ~prefix & (reasons == 0)] = FreshReason.EDGE
     reasons[n - 1] = FreshReason.EDGE  # its logits are the answer's first token
 

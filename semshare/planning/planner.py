@@ -33,6 +33,9 @@ class Found:
     donors: dict[str, Donor]
 
 
+_NOTHING = Found(np.empty(0, np.int64), None, (), (), {})
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A plan but for the selection."""
@@ -65,10 +68,12 @@ class Planner:
 
     def find_donors(self, ids: Ids, policy: ReusePolicy, namespace: str) -> Found:
         """Prefix tree, span index, prompt index."""
-        space = self._library.namespace(namespace)
+        space = self._library.find(namespace)
+        if space is None:
+            return _NOTHING
         # The last token is always computed: its logits are the first of the answer.
         prefix = space.prefixes.match(ids, limit=len(ids) - 1)
-        owner = (prefix.tokens and prefix.node.owner) or ""
+        owner = prefix.node.owner or ""
         spans: list[Span] = []
         if policy.mode in ("span", "semantic") and space.donors:
             spans = space.spans.find(ids, start=prefix.tokens, min_length=policy.min_span)

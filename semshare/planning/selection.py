@@ -62,11 +62,10 @@ def _query_attention(inputs: SelectionInputs) -> Scores:
 
 
 def _donor_history(inputs: SelectionInputs) -> Scores:
-    """Past answers' attention to the donor token. Only the order counts.
-
-    Taking the maximum or mean over neighbours, or weighting by recency, measured no better.
+    """Past answers' attention to the donor token, or `tail` where no donor has any. Only the order
+    counts: taking the maximum or mean over neighbours, or weighting by recency, measured no better.
     """
-    return inputs.donor_history
+    return inputs.donor_history if inputs.donor_history.any() else _tail(inputs)
 
 
 POLICIES: dict[str, Policy] = {

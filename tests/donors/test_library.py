@@ -22,7 +22,8 @@ from semshare.donors.embedders import HashEmbedder, Vector
 from semshare.donors.library import Donor, DonorLibrary, donor_id
 from semshare.donors.prefix_tree import PrefixNode
 from semshare.kv.pool import KVPool, Pages
-from semshare.types import Ids
+from semshare.planning.guard import FactMarks
+from semshare.types import Ids, Scores
 
 PAGES = 12
 NO_HISTORY = np.empty(0, np.float32)
@@ -38,12 +39,22 @@ def ids_from(start: int, n: int) -> Ids:
     return np.arange(start, start + n, dtype=np.int32)
 
 
+def no_marks(n: int) -> FactMarks:
+    return FactMarks(*np.zeros((3, n), np.bool_))
+
+
 def library_over(pool: KVPool) -> DonorLibrary:
     return DonorLibrary(pool, HashEmbedder(16))
 
 
 def keep(
-    library: DonorLibrary, pool: KVPool, ids: Ids, *, namespace: str = "n", pinned: bool = False
+    library: DonorLibrary,
+    pool: KVPool,
+    ids: Ids,
+    *,
+    namespace: str = "n",
+    pinned: bool = False,
+    history: Scores = NO_HISTORY,
 ) -> Donor:
     """Add a donor as a request does: on pages of its own, given back afterwards."""
     pages = pool.allocate(len(ids))
@@ -53,8 +64,8 @@ def keep(
             ids,
             pages,
             codes=np.zeros((len(ids), 1), np.uint64),
-            history=NO_HISTORY,
-            negations=np.zeros(len(ids), np.bool_),
+            history=history,
+            marks=no_marks(len(ids)),
             pinned=pinned,
         )
     finally:
@@ -107,14 +118,26 @@ def test_ids_of_donors_are_the_same_in_every_process() -> None:
     assert len(names) == 4
 
 
-def test_the_same_prompt_again_replaces_its_donor(library: DonorLibrary, pool: KVPool) -> None:
-    first = keep(library, pool, ids_from(0, 14))
+def test_the_same_prompt_again_stays_the_donor_it_is(library: DonorLibrary, pool: KVPool) -> None:
+    ids = ids_from(0, 14)
+    first = keep(library, pool, ids, pinned=True)
+    pages = np.concatenate((first.pages[:3], pool.allocate(8)))
+    longer = np.concatenate((ids[:12], ids_from(70, 8)))
+    library.cache_prefix("n", longer, pages)  # a later request built on it
     used = pool.used_bytes
-    second = keep(library, pool, ids_from(0, 14), pinned=True)
-    assert second.id == first.id
+    assert keep(library, pool, ids) is first
     assert [info.pinned for info in library.infos("n")] == [True]
     assert pool.used_bytes == used
     assert len(library.namespace("n").prompts) == 1
+    assert library.namespace("n").prefixes.match(longer).tokens == 20
+
+
+def test_a_donors_history_grows(library: DonorLibrary, pool: KVPool) -> None:
+    ids = ids_from(0, 4)
+    one = np.array([1, 0, 2, 0], np.float32)
+    for history, total in ((NO_HISTORY, []), (one, one), (NO_HISTORY, one), (one, one + one)):
+        donor = keep(library, pool, ids, history=history)
+        np.testing.assert_array_equal(donor.history, total)
 
 
 def test_removing_gives_all_pages_back(library: DonorLibrary, pool: KVPool) -> None:
@@ -189,7 +212,7 @@ def test_cached_prefixes_go_before_donors_and_the_oldest_first(
     assert prefixes.match(ids_from(0, 8)).tokens == 8
     pool.allocate(2 * 4)
     assert [info.id for info in library.infos("n")] == [old.id, new.id]
-    library.get("n", old.id)  # used: the other one is older now
+    library.touch("n", [old.id, "gone"])  # the other one is older now
     pool.allocate(2 * 4)
     assert [info.id for info in library.infos("n")] == [old.id]
     assert library.evicted_donors == 1
@@ -198,11 +221,34 @@ def test_cached_prefixes_go_before_donors_and_the_oldest_first(
 def test_pinned_donors_stay(library: DonorLibrary, pool: KVPool) -> None:
     pinned = keep(library, pool, ids_from(0, 16), pinned=True)
     keep(library, pool, ids_from(100, 16))
+    pool.allocate(8 * 4)
+    assert [info.id for info in library.infos("n")] == [pinned.id]
+    assert library.namespace("n").prefixes.match(ids_from(0, 16)).tokens == 16
+
+
+def test_nobody_goes_where_that_would_not_be_enough(library: DonorLibrary, pool: KVPool) -> None:
+    keep(library, pool, ids_from(0, 16), pinned=True)
+    keep(library, pool, ids_from(100, 16))
+    pages = pool.allocate(8)
+    library.cache_prefix("n", ids_from(200, 8), pages)
+    pool.release(pages)
     with pytest.raises(PoolExhausted):
         pool.allocate(9 * 4)
-    assert [info.id for info in library.infos("n")] == [pinned.id]
-    assert pool.free_pages == 8
-    assert library.namespace("n").prefixes.match(ids_from(0, 16)).tokens == 16
+    assert len(library.infos("n")) == 2
+    assert library.namespace("n").prefixes.match(ids_from(200, 8)).tokens == 8
+
+
+def test_a_namespace_that_holds_nothing_is_not_kept(library: DonorLibrary, pool: KVPool) -> None:
+    donor = keep(library, pool, ids_from(0, 8), namespace="a")
+    assert library.find("a") is not None
+    library.remove("a", donor.id)
+    assert library.names == []
+    pages = pool.allocate(8)
+    library.cache_prefix("b", ids_from(0, 8), pages)
+    pool.release(pages)
+    pool.release(pool.allocate(PAGES * 4))
+    assert library.names == []
+    assert library.find("b") is None
 
 
 def test_what_can_never_fit_evicts_nobody(library: DonorLibrary, pool: KVPool) -> None:
@@ -310,16 +356,22 @@ class LibraryMachine(RuleBasedStateMachine):
 
     @rule(n_slots=st.integers(1, 4 * PAGES))
     def need_room(self, n_slots: int) -> None:
-        pinned = {d.id for d in self.donors() if d.pinned}
+        before = {d.id for d in self.donors()}
+        kept = [d.pages for d in self.donors() if d.pinned]
+        for name in self.library.names:
+            for donor in self.library.namespace(name).donors.values():
+                if donor.pinned:
+                    kept += [node.pages for node in donor.node.path()]
+        needed = np.unique(np.concatenate([*self.readers, *kept, np.empty(0, np.int64)]))
+        wanted = self.pool.pages_for(n_slots)
         try:
             self.pool.release(self.pool.allocate(n_slots))
         except PoolExhausted:
-            held = self.pool.references(np.arange(PAGES)) > 0
-            kept = [d.pages for d in self.donors() if d.pinned]
-            kept += [node.pages for node in self.nodes() if node.locks]
-            needed = np.unique(np.concatenate([*self.readers, *kept, np.empty(0, np.int64)]))
-            np.testing.assert_array_equal(np.flatnonzero(held), needed)
-        assert pinned <= {d.id for d in self.donors()}
+            assert wanted > PAGES - len(needed)
+            assert {d.id for d in self.donors()} == before
+        else:
+            assert wanted <= PAGES - len(needed)
+        assert {d.id for d in self.donors() if d.pinned} <= before
 
     def donors(self) -> list[Donor]:
         names = self.library.names

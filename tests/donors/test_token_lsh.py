@@ -45,9 +45,3 @@ def test_order_counts_and_only_the_difference_of_positions(lsh: TokenLSH) -> Non
     # Rotations add up: up to the estimate's noise the place itself does not matter.
     moved = distance(lsh, (100, 1050), (100, 1051))
     assert moved == pytest.approx(near, abs=16)
-
-
-def test_similarity_is_the_cosine_of_the_share_of_bits(lsh: TokenLSH) -> None:
-    found = lsh.similarity(np.array([0, CODE_BITS // 2, CODE_BITS, CODE_BITS // 3]))
-    np.testing.assert_allclose(found, [1, 0, -1, np.cos(np.pi * 85 / 256)], atol=1e-6)
-    assert found.dtype == np.float32

@@ -134,6 +134,16 @@ def test_a_family_that_only_looks_like_llama_is_refused_too() -> None:
         ModelAdapter(Gemma2ForCausalLM(config))
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("attn_logit_softcapping", 50.0), ("use_bidirectional_attention", True)]
+)
+def test_attention_of_another_kind_is_refused(setting: str, value: object) -> None:
+    model = tiny_model("gemma3")
+    setattr(model.config, setting, value)
+    with pytest.raises(UnsupportedModel, match=f"{setting} is {value}"):
+        ModelAdapter(model)
+
+
 def test_dynamic_ntk_is_refused() -> None:
     model = llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     with pytest.raises(UnsupportedModel, match="rope_type 'dynamic'"):

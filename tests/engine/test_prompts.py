@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny import VOCAB_SIZE, tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from semshare import InvalidRequest, PromptTooLong
 from semshare.engine.prompts import PromptEncoder, TokenTexts, eos_ids
+from semshare.planning.guard import mark_facts
 
 TOKENIZER = tiny_tokenizer()
 
@@ -101,11 +104,45 @@ def test_token_texts_keep_their_spaces_and_are_asked_for_once() -> None:
             asked.extend(token for (token,) in batches)
             return list(TOKENIZER.batch_decode(batches))
 
+        def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+            return list(TOKENIZER.convert_ids_to_tokens(ids))
+
     texts = TokenTexts(Counting())
     ids = np.array(TOKENIZER("a b a")["input_ids"], dtype=np.int32)
     assert texts(ids) == ["a", " ", "b", " ", "a"]
     assert texts(ids) == ["a", " ", "b", " ", "a"]
     assert len(asked) == 3
+
+
+def test_token_texts_keep_the_spaces_that_sentencepiece_decoders_strip() -> None:
+    """Without them the guard reads "wasnoteffective" and finds no negation."""
+    vocabulary = {"<unk>": 0, "▁the": 1, "▁was": 2, "▁not": 3, "▁eff": 4, "ective": 5, "▁": 6}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    inner.decoder = decoders.Sequence(  # as Llama 2's, Mistral's and Phi-3's
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", left=1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    ids = np.array([1, 2, 3, 4, 5], np.int32)
+    assert "".join(tokenizer.batch_decode([[i] for i in ids])) == "thewasnoteffective"
+    texts = TokenTexts(tokenizer)
+    assert texts(ids) == [" the", " was", " not", " eff", "ective"]
+    assert mark_facts(ids, texts).negations.tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ({"role": "user", "content": None}, "NoneType"),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}]}, "list"),
+        ({"role": "user"}, "NoneType"),
+        ("hello", "str"),
+    ],
+)
+def test_content_that_is_no_text_is_refused(
+    encoder: PromptEncoder, message: Any, kind: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"the content of message 1 is a {kind}"):
+        encoder.encode([{"role": "user", "content": "hi"}, message])
 
 
 def test_eos_ids_come_from_all_places() -> None:

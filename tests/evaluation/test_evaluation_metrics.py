@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from semshare import fidelity
 from semshare.errors import InvalidRequest
 from semshare.evaluation import metrics
 
@@ -14,48 +15,48 @@ def log_of(*rows: list[float]) -> torch.Tensor:
 
 def test_kl_of_a_fair_and_a_biased_coin() -> None:
     # ½·ln(½ / ¼) + ½·ln(½ / ¾) = ½·ln(4/3)
-    value = metrics.kl(log_of([0.5, 0.5]), log_of([0.25, 0.75]))
+    value = fidelity.kl(log_of([0.5, 0.5]), log_of([0.25, 0.75]))
     assert value == pytest.approx(0.5 * math.log(4 / 3), abs=1e-7)
 
 
 def test_kl_is_the_mean_over_tokens() -> None:
     full = log_of([0.5, 0.5], [0.5, 0.5])
     other = log_of([0.25, 0.75], [0.5, 0.5])
-    assert metrics.kl(full, other) == pytest.approx(0.25 * math.log(4 / 3), abs=1e-7)
-    assert metrics.kl_per_token(full, other)[1] == pytest.approx(0.0, abs=1e-12)
+    assert fidelity.kl(full, other) == pytest.approx(0.25 * math.log(4 / 3), abs=1e-7)
+    assert fidelity.kl(full[1:2], other[1:2]) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_kl_of_tokens_that_full_excludes_is_finite() -> None:
     # p = (1, 0), q = (½, ½): KL = ln 2, the excluded token adds nothing.
-    assert metrics.kl(log_of([1.0, 0.0]), log_of([0.5, 0.5])) == pytest.approx(math.log(2))
+    assert fidelity.kl(log_of([1.0, 0.0]), log_of([0.5, 0.5])) == pytest.approx(math.log(2))
 
 
 def test_kl_keeps_differences_that_float32_loses() -> None:
     full = torch.zeros(1, 50_000)
     other = full.clone()
     other[0, 0] = 1e-3  # KL ≈ ½·p·δ² = ½ · 2e-5 · 1e-6
-    assert metrics.kl(full, other) == pytest.approx(0.5e-6 / 50_000, rel=0.01)
+    assert fidelity.kl(full, other) == pytest.approx(0.5e-6 / 50_000, rel=0.01)
 
 
 def test_kl_takes_rows_in_blocks() -> None:
     torch.manual_seed(0)
     full, other = torch.randn(130, 7), torch.randn(130, 7)
-    parts = [metrics.kl(full[i : i + 1], other[i : i + 1]) for i in range(130)]
-    assert metrics.kl(full, other) == pytest.approx(sum(parts) / 130)
+    parts = [fidelity.kl(full[i : i + 1], other[i : i + 1]) for i in range(130)]
+    assert fidelity.kl(full, other) == pytest.approx(sum(parts) / 130)
 
 
 def test_top1_agreement_and_the_largest_difference() -> None:
     full = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0], [5.0, 1.0, 1.0]])
     other = torch.tensor([[1.0, 2.5, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 9.0], [5.0, 1.0, 1.0]])
-    assert metrics.top1_agreement(full, other) == 0.75
-    assert metrics.max_logit_difference(full, other) == 8.0
+    assert fidelity.top1_agreement(full, other) == 0.75
+    assert fidelity.max_logit_difference(full, other) == 8.0
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 4), (0, 3)])
 def test_logits_of_different_tokens_are_refused(shape: tuple[int, int]) -> None:
     full = torch.zeros(0, 3) if shape[0] == 0 else torch.zeros(1, 3)
     with pytest.raises(InvalidRequest, match="same n"):
-        metrics.kl(full, torch.zeros(shape))
+        fidelity.kl(full, torch.zeros(shape))
 
 
 def test_mean_log_likelihood() -> None:

@@ -45,12 +45,10 @@ def test_share_of_differing_bits_estimates_the_angle() -> None:
 def test_nearest_by_hand_and_ties_go_to_the_earlier_column() -> None:
     codes = np.array([[0b1111, 0], [0, 0]], dtype=np.uint64)
     others = np.array([[0b1110, 0], [0b1111, 0b1], [0b1111, 0], [0b1, 0]], dtype=np.uint64)
-    column, distance = hamming_nearest(codes, others, np.array([[0, 1, 3], [1, 3, 3]]))
+    column = hamming_nearest(codes, others, np.array([[0, 1, 3], [1, 3, 3]]))
     np.testing.assert_array_equal(column, [0, 1])
-    np.testing.assert_array_equal(distance, [1, 1])
-    column, distance = hamming_nearest(codes, others, np.array([[1, 0, 2], [0, 1, 2]]))
+    column = hamming_nearest(codes, others, np.array([[1, 0, 2], [0, 1, 2]]))
     np.testing.assert_array_equal(column, [2, 0])
-    np.testing.assert_array_equal(distance, [0, 3])
 
 
 @examples(50)
@@ -61,12 +59,11 @@ def test_nearest_equals_brute_force(seed: int, n: int, k: int, words: int) -> No
     codes = rng.integers(0, 4, (n, words), dtype=np.uint64)
     others = rng.integers(0, 4, (8, words), dtype=np.uint64)
     candidates = rng.integers(0, 8, (n, k))
-    column, distance = hamming_nearest(codes, others, candidates)
-    assert column.shape == distance.shape == (n,)
+    column = hamming_nearest(codes, others, candidates)
+    assert column.shape == (n,)
     for row in range(n):
         distances = [
             sum(int(a ^ b).bit_count() for a, b in zip(codes[row], others[c], strict=True))
             for c in candidates[row]
         ]
-        assert distance[row] == min(distances)
         assert column[row] == distances.index(min(distances))

@@ -53,7 +53,7 @@ def plan_of(
             kinds,
             np.where(kinds == FRESH, -1, 0).astype(np.int32),
             position.astype(np.int32),
-            np.ones(n, np.float32),
+            np.ones(n, np.bool_),
             ("d",),
         ),
         mask,
@@ -84,6 +84,15 @@ def test_first_and_last_tokens_are_exact_or_fresh() -> None:
     plan = plan_of([PREFIX] * 8 + [SPAN] * 2, policy(sink_tokens=2, tail_tokens=4))
     assert plan.fresh_rows.tolist() == [8, 9]
     assert plan.is_exact
+
+
+def test_a_donors_own_first_tokens_are_never_reused_elsewhere() -> None:
+    plan = plan_of([FUZZY, FUZZY, SPAN, SPAN, SPAN], policy(sink_tokens=8))
+    assert plan.reasons.tolist() == [EDGE] * 5  # they stand on positions 5 … 9 of the donor
+    moved = plan_of([SPAN] * 12, policy(sink_tokens=7))
+    assert moved.fresh_rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 11]
+    prefix = plan_of([PREFIX] * 4 + [FRESH], policy(sink_tokens=7))
+    assert prefix.fresh_rows.tolist() == [4]
 
 
 def test_the_last_token_is_always_fresh() -> None:

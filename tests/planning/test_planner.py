@@ -76,12 +76,28 @@ def test_no_more_donors_are_tried_than_configured() -> None:
     assert list(found(engine, REWORDED).similar) == by_similarity[:2]
 
 
-def test_every_donor_named_is_at_hand_and_marked_as_used(engine: SemShare) -> None:
-    donors = engine.library.namespace("default").donors
-    before = {name: donor.last_used for name, donor in donors.items()}
+def test_every_donor_named_is_at_hand(engine: SemShare) -> None:
     result = found(engine, REWORDED)
     assert set(result.donors) == {span.donor for span in result.spans} | set(result.similar)
-    assert all(donors[name].last_used > before[name] for name in result.donors)
+
+
+def test_serving_marks_the_donors_it_used_and_planning_marks_none(engine: SemShare) -> None:
+    donors = engine.library.namespace("default").donors
+
+    def used() -> dict[str, int]:
+        return {name: donor.last_used for name, donor in donors.items()}
+
+    before = used()
+    plan = engine.plan(REWORDED, policy=SEMANTIC)
+    assert plan.donors
+    assert used() == before
+    engine.generate(REWORDED, policy=SEMANTIC, max_tokens=1)
+    assert {name for name, tick in used().items() if tick > before[name]} == set(plan.donors)
+
+
+def test_looking_for_donors_makes_no_namespace(engine: SemShare) -> None:
+    engine.plan(REWORDED, namespace="elsewhere")
+    assert engine.library.names == ["default"]
 
 
 def test_the_last_token_is_never_a_prefix_hit() -> None:

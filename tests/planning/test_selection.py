@@ -39,7 +39,7 @@ def inputs(
             np.array(source, np.uint8),
             np.array(donor, np.int32),
             np.array(position, np.int32),
-            np.ones(N, np.float32),
+            np.ones(N, np.bool_),
             ("d", "e"),
         ),
         donor_history=np.array(history, np.float32),
@@ -97,6 +97,10 @@ def test_donor_history_takes_the_highest_and_never_what_nobody_looked_at() -> No
     assert chosen("donor_history", inputs(history=history), 8) == [1, 3, 4, 9]
 
 
+def test_donors_without_a_history_spend_the_budget_all_the_same() -> None:
+    assert chosen("donor_history", inputs(), 3) == chosen("tail", inputs(), 3) == [7, 8, 9]
+
+
 def test_random_repeats_with_its_seed_and_fills_the_budget() -> None:
     first = chosen("random", inputs(seed=3), 4)
     assert first == chosen("random", inputs(seed=3), 4)
@@ -122,7 +126,7 @@ def test_history_is_mapped_to_the_target_but_not_to_its_prefix() -> None:
         source=np.array([PREFIX, SPAN, FUZZY, FRESH, SPAN], np.uint8),
         donor=np.array([0, 0, 0, -1, 1], np.int32),
         position=np.array([0, 1, 3, -1, 2], np.int32),
-        similarity=np.ones(5, np.float32),
+        in_order=np.ones(5, np.bool_),
         donors=("d", "e"),
     )
     first = np.array([9, 1, 2, 3], np.float32)
