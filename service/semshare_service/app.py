@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from semshare_service.engine import Engine, EngineLoader
-from semshare_service.exchange import MAX_BODY_BYTES, error_middleware
+from semshare_service.exchange import error_middleware
 from semshare_service.routes import SERVICE, Service, routes
 from semshare_service.settings import ServiceSettings
 from semshare_service.worker import ModelWorker
@@ -33,12 +33,17 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         yield
         await worker.close(settings.shutdown_timeout_s)
 
+    async def refuse_waiting(_: web.Application) -> None:
+        # aiohttp calls this before it waits for requests: the running one ends, the others are told
+        # at once that another service must answer them.
+        worker.drain()
+
     app = web.Application(
         middlewares=[error_middleware(settings.request_timeout_s)],
         client_max_size=settings.max_body_bytes,
     )
-    app[MAX_BODY_BYTES] = settings.max_body_bytes
     app[SERVICE] = Service(settings, worker, started=int(time.time()))
     app.cleanup_ctx.append(worker_life)
+    app.on_shutdown.append(refuse_waiting)
     app.add_routes(routes)
     return app

@@ -6,11 +6,11 @@ like are the engine's own business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeAlias, Unpack
 
 from semshare.config import ReusePolicy
-from semshare.types import DonorInfo, Prompt, ReusePlan, TextDelta
+from semshare.types import DonorInfo, GenerateOptions, Prompt, ReusePlan, TextDelta
 
 
 class Engine(Protocol):
@@ -33,19 +33,7 @@ class Engine(Protocol):
     def forget(self, donor_id: str, *, namespace: str = ...) -> None:
         """Drop a donor; `NotFound` where there is none."""
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = ...,
-        policy: ReusePolicy | None = ...,
-        namespace: str = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
-        seed: int | None = ...,
-        stop: Sequence[str] = ...,
-    ) -> Iterator[TextDelta]:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Iterator[TextDelta]:
         """The answer piece by piece, the last with the whole. Closing it early is allowed."""
 
     def plan(
@@ -53,7 +41,7 @@ class Engine(Protocol):
     ) -> ReusePlan:
         """Which tokens would be reused; no model runs."""
 
-    def complete_pending(self) -> list[DonorInfo]:
+    def complete_pending(self, *, limit: int | None = ...) -> list[DonorInfo]:
         """Compute in full what was answered from approximate KV and is to be remembered."""
 
 

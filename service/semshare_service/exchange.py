@@ -10,7 +10,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from semshare.errors import SemShareError
+from semshare.engine.failures import log_failure
+from semshare.errors import InvalidRequest, SemShareError
 from semshare_service.errors import (
     BodyTooLarge,
     NotAcceptable,
@@ -26,22 +27,23 @@ from semshare_service.wire import (
     request_media_type,
     response_media_type,
 )
-from semshare_service.worker import log_unexpected
-
-MAX_BODY_BYTES: web.AppKey[int] = web.AppKey("max_body_bytes", int)
 
 
 async def read_body(request: web.Request) -> Any:
     """The decoded body. Refuses the response's form too, before any work is done."""
     media_type = request_media_type(request.headers.get("Content-Type"))
     response_media_type(request.headers.get("Accept"), media_type)
-    limit = request.app[MAX_BODY_BYTES]
+    limit = request.client_max_size
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
     try:
         return decode(await request.read(), media_type)
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
+    except web.RequestPayloadError:
+        raise InvalidRequest(
+            "the body is not what Content-Encoding or Transfer-Encoding says: send it plain"
+        ) from None
 
 
 def _too_large(limit: int) -> BodyTooLarge:
@@ -114,7 +116,7 @@ def error_middleware(timeout_s: float) -> Middleware:
                         "shorten the prompt or the answer, or try when the service is less busy"
                     ),
                 )
-            log_unexpected(f"{request.method} {request.rel_url.raw_path} failed", error)
+            log_failure(f"{request.method} {request.rel_url.raw_path} failed", error)
             body = error_body(
                 "an unexpected error; the service's log says where",
                 type_="server_error",

@@ -86,11 +86,12 @@ def planned_compute_fraction(plan: ReusePlan) -> float:
         return fresh / tokens
     schedule = plan.deviation
     candidates = len(schedule.candidates)
-    rows = [
-        fresh + (candidates if layer < schedule.full_layers else keep)
-        for layer, keep in enumerate(schedule.keep)
-    ]
-    return sum(rows) / (tokens * len(rows))
+    computed = 0
+    for layer, keep in enumerate(schedule.keep):
+        computed += fresh + candidates
+        if layer >= schedule.full_layers:  # a row is dropped after its KV was computed here
+            candidates = min(candidates, keep)
+    return computed / (tokens * len(schedule.keep))
 
 
 def token_runs(

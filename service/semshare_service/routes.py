@@ -159,13 +159,11 @@ async def _generate(
     reply: Callable[..., Body],
 ) -> web.Response:
     service = request.app[SERVICE]
-    namespace, policy = fields.reuse()
+    options = fields.options(service.settings.default_max_tokens)
     model = _served_model(service, fields.model)
-    sampling = fields.sampling(service.settings.default_max_tokens)
 
     def operation(engine: Engine, abandoned: Abandoned) -> Answer:
-        deltas = engine.stream(prompt, policy=policy, namespace=namespace, **sampling)
-        return _whole_answer(deltas, abandoned)
+        return _whole_answer(engine.stream(prompt, **options), abandoned)
 
     served = await service.worker.submit(operation)
     return respond(request, reply(served.value, model=model, queue_s=served.queue_s))

@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from semshare.config import ReusePolicy
-from semshare.types import ChatMessage, Prompt
+from semshare.config import DEFAULT_NAMESPACE, ReusePolicy
+from semshare.types import ChatMessage, GenerateOptions, Prompt
 from semshare_service.errors import InvalidParameter
 from semshare_service.openai_fields import (
     CHAT_NEUTRAL,
@@ -29,7 +29,6 @@ from semshare_service.openai_fields import (
     readable_fields,
 )
 
-DEFAULT_NAMESPACE = "default"
 _MAX_TOKEN_ID = 2**31 - 1  # ids are int32 in the engine
 _MAX_STOPS = 16
 
@@ -175,9 +174,12 @@ class GenerationFields(ReuseFields):
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: StopField = ()
 
-    def sampling(self, default_max_tokens: int) -> dict[str, Any]:
+    def options(self, default_max_tokens: int) -> GenerateOptions:
         """Keyword arguments of `Engine.stream`. Greedy unless a temperature is given."""
+        namespace, policy = self.reuse()
         return {
+            "policy": policy,
+            "namespace": namespace,
             "max_tokens": self.token_limit() or default_max_tokens,
             "temperature": 0.0 if self.temperature is None else float(self.temperature),
             "top_p": 1.0 if self.top_p is None else float(self.top_p),

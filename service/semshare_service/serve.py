@@ -107,4 +107,6 @@ def run(settings: ServiceSettings, *, on_listening: Callable[[str], None] | None
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    # At info it tells of every variant of its library that it did not find.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     asyncio.run(serve(settings, on_listening=on_listening))

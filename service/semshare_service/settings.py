@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
@@ -18,7 +19,7 @@ from pydantic import ByteSize, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
-    EnvSettingsSource,
+    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
@@ -27,8 +28,10 @@ from semshare.errors import InvalidRequest
 
 ENV_PREFIX = "SEMSHARE_"
 CONFIG_VARIABLE = "SEMSHARE_CONFIG"
-# Read by other parts of semshare, so not a misspelt setting of the service.
-OTHER_VARIABLES = frozenset({CONFIG_VARIABLE})
+# What Kubernetes puts into every container beside a Service called semshare or semshare-….
+_SERVICE_LINK = re.compile(
+    r"SEMSHARE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 
 
 class ServiceSettings(BaseSettings):
@@ -76,6 +79,13 @@ class ServiceSettings(BaseSettings):
         default="info", description="log level; prompts are never logged"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls, *_: Any, **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what the constructor is given: `load_settings` reads the environment itself."""
+        return (sources["init_settings"],)
+
     @model_validator(mode="after")
     def _loopback_unless_allowed(self) -> ServiceSettings:
         if not self.allow_remote and not is_loopback(self.host):
@@ -96,12 +106,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """The parser of `semshare serve`, with a flag for every setting."""
-    parser, _ = _parser_and_source()
-    return parser
-
-
 def load_settings(arguments: Sequence[str] = ()) -> tuple[ServiceSettings, argparse.Namespace]:
     """Settings from the file, the environment and `arguments`, with the parsed arguments.
 
@@ -110,10 +114,9 @@ def load_settings(arguments: Sequence[str] = ()) -> tuple[ServiceSettings, argpa
     parser, source = _parser_and_source()
     parsed = parser.parse_args(arguments)
     source(parsed_args=parsed)
-    _refuse_unknown_variables(os.environ)
     config = parsed.config or os.environ.get(CONFIG_VARIABLE)
     values: dict[str, Any] = {} if config is None else _read_file(Path(config))
-    values |= EnvSettingsSource(ServiceSettings)()
+    values |= _read_environment(os.environ)
     values |= source()
     try:
         return ServiceSettings(**values), parsed
@@ -137,15 +140,27 @@ def _parser_and_source() -> tuple[argparse.ArgumentParser, CliSettingsSource[Any
     return parser, source
 
 
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {ENV_PREFIX + name.upper() for name in ServiceSettings.model_fields} | OTHER_VARIABLES
-    unknown = sorted(
-        name for name in environment if name.startswith(ENV_PREFIX) and name not in known
-    )
-    if unknown:
-        raise InvalidRequest(
-            f"unknown environment variable {unknown[0]}: known are {', '.join(sorted(known))}"
-        )
+def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    values = {}
+    for variable, value in environment.items():
+        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if _is_service_link(variable, value):
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in ServiceSettings.model_fields:
+            known = ", ".join(ENV_PREFIX + field.upper() for field in ServiceSettings.model_fields)
+            raise InvalidRequest(
+                f"unknown environment variable {variable}: known are {CONFIG_VARIABLE}, {known}"
+            )
+        values[name] = value
+    return values
+
+
+def _is_service_link(variable: str, value: str) -> bool:
+    if variable == ENV_PREFIX + "PORT":  # ours, unless it holds an address
+        return "://" in value
+    return _SERVICE_LINK.fullmatch(variable) is not None
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One thread that owns the engine, behind a bounded queue.
 
 The event loop only submits and awaits. A submitter that gives up (disconnect, time-out) takes
-its waiting job out of the queue; a running job is told and may stop between tokens.
+its waiting job out of the queue; a running job is told and may stop between tokens. Between
+requests, prompts that wait to become donors are computed, one a turn.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from traceback import extract_tb
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
+from semshare.engine.failures import log_failure
 from semshare.errors import SemShareError
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import QueueFull, ServiceUnavailable
@@ -44,7 +45,10 @@ class Served(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A snapshot. `waiting` counts queued requests, without the one that runs."""
+    """A snapshot. `waiting` counts queued requests, without the one that runs.
+
+    `running` is also true while a prompt is computed that waits to become a donor.
+    """
 
     state: WorkerState
     model: str | None
@@ -75,6 +79,7 @@ class ModelWorker:
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[_Job] = deque()
         self._running: _Job | None = None
+        self._busy = False  # with the running job, or between jobs with a future donor
         self._state: WorkerState = "loading"
         self._stopping = False
         self._reason: str | None = None
@@ -117,21 +122,26 @@ class ModelWorker:
                 max_context=self._max_context,
                 waiting=len(self._queue),
                 limit=self._queue_limit,
-                running=self._running is not None,
+                running=self._busy,
                 reason=self._reason,
             )
 
-    async def close(self, timeout_s: float) -> bool:
-        """Refuse new jobs, fail the waiting ones and wait for the running one, within a bound.
-
-        Returns whether the thread has ended; one that has not dies with the process.
-        """
+    def drain(self) -> None:
+        """Refuse new jobs and fail the waiting ones; the running one may end."""
         with self._changed:
             self._stopping = True
             self._fail_waiting()
+            self._changed.notify_all()
+
+    async def close(self, timeout_s: float) -> bool:
+        """Drain, tell the running job to give up, and wait for its end within a bound.
+
+        Returns whether the thread has ended; one that has not dies with the process.
+        """
+        self.drain()
+        with self._changed:
             if self._running is not None:
                 self._running.abandoned.set()
-            self._changed.notify_all()
         await asyncio.to_thread(self._thread.join, timeout_s)
         if self._thread.is_alive():
             logger.warning("the model is still busy %.0f s after the stop", timeout_s)
@@ -162,7 +172,7 @@ class ModelWorker:
         """Whole seconds until the queue, as it stands, has been served; at least one."""
         recent = self._service_times
         mean = sum(recent) / len(recent) if recent else _FIRST_GUESS_S
-        return float(max(1, math.ceil(mean * (len(self._queue) + (self._running is not None)))))
+        return float(max(1, math.ceil(mean * (len(self._queue) + self._busy))))
 
     def _fail_waiting(self) -> None:
         while self._queue:
@@ -183,7 +193,7 @@ class ModelWorker:
                     self._state = "stopped"
                 elif self._state == "ready":  # something no operation may raise has ended it
                     self._state, self._reason = "failed", "the worker's thread has died"
-                died_in, self._running = self._running, None
+                died_in, self._running, self._busy = self._running, None, False
                 self._fail_waiting()
             if died_in is not None:
                 died_in.future.set_exception(ServiceUnavailable("the worker's thread has died"))
@@ -199,7 +209,7 @@ class ModelWorker:
                 self._reason = (
                     str(error) if isinstance(error, SemShareError) else type(error).__name__
                 )
-            log_unexpected("loading the model failed", error)
+            log_failure("loading the model failed", error)
             self.loaded.set_exception(error)
             return None
         with self._changed:
@@ -218,10 +228,9 @@ class ModelWorker:
                 if self._stopping:
                     return
                 job = self._queue.popleft() if self._queue else None
-                self._running = job
+                self._running, self._busy = job, True
             if job is None:
-                self._complete_pending(engine)
-                maybe_pending = False
+                maybe_pending = self._complete_one(engine)
             else:
                 self._run(engine, job)
                 job = None  # its result or error is not kept until the next one comes
@@ -239,7 +248,7 @@ class ModelWorker:
                 error = caught
         ended = time.monotonic()
         with self._changed:
-            self._running = None
+            self._running, self._busy = None, False
             if claimed:
                 self._service_times.append(ended - started)
         # Last, so that whoever waits for the result sees the worker free.
@@ -249,21 +258,15 @@ class ModelWorker:
         elif claimed:
             job.future.set_result(Served(value, started - job.submitted))
 
-    def _complete_pending(self, engine: Engine) -> None:
+    def _complete_one(self, engine: Engine) -> bool:
+        """Compute one prompt that waits to become a donor; whether to go on with the next."""
         try:
-            engine.complete_pending()
+            return bool(engine.complete_pending(limit=1))
         except Exception as error:
-            # Nobody waits for this one, and answers don't depend on it.
-            log_unexpected("completing remembered prompts failed", error)
-
-
-def log_unexpected(what: str, error: BaseException) -> None:
-    """Log where an unexpected error arose, without its message, which may quote a prompt."""
-    if isinstance(error, SemShareError):
-        logger.error("%s: %s", what, error)
-        return
-    frames = " < ".join(
-        f"{frame.filename}:{frame.lineno} {frame.name}"
-        for frame in reversed(extract_tb(error.__traceback__))
-    )
-    logger.error("%s: %s at %s", what, type(error).__name__, frames)
+            # Nobody waits for this one, and answers don't depend on it. It would fail again until
+            # a request has changed something (`PoolExhausted`), so the next one comes first.
+            log_failure("a prompt that was to be remembered could not be computed", error)
+            return False
+        finally:
+            with self._changed:
+                self._busy = False

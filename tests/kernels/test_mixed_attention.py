@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
 
@@ -157,10 +159,21 @@ def assert_close(
     assert float((lse - expected_lse).abs().max()) <= lse_limit
 
 
+@contextmanager
+def cut_into(block_rows: int) -> Iterator[None]:
+    """Small blocks, and unmasked ones however few keys they have, so that small cases have many."""
+    with (
+        mock.patch.object(module, "BLOCK_ROWS", block_rows),
+        mock.patch.object(module, "MIN_UNMASKED_KEYS", max(block_rows // 4, 1)),
+        mock.patch.object(module, "FEW_ROWS", 2),
+    ):
+        yield
+
+
 @examples(120)
 @given(cases, st.sampled_from([1, 3, 8, 128]))
 def test_equals_the_definition_in_float32(case: Case, block_rows: int) -> None:
-    with mock.patch.object(module, "BLOCK_ROWS", block_rows):
+    with cut_into(block_rows):
         assert_close(case, case.fused(), FLOAT32, 2 * FLOAT32)
 
 
@@ -169,7 +182,7 @@ def test_equals_the_definition_in_float32(case: Case, block_rows: int) -> None:
 def test_equals_the_definition_in_bfloat16(case: Case, block_rows: int) -> None:
     for part in (case.queries, case.keys, case.values):
         part[:] = [tensor.bfloat16() for tensor in part]
-    with mock.patch.object(module, "BLOCK_ROWS", block_rows):
+    with cut_into(block_rows):
         assert_close(case, case.fused(), BFLOAT16, 2e-4)
 
 
@@ -177,7 +190,8 @@ def test_equals_the_definition_in_bfloat16(case: Case, block_rows: int) -> None:
 @given(cases, st.sampled_from([1, 8, 128]))
 def test_dense_path_equals_the_definition(case: Case, block_rows: int) -> None:
     with (
-        mock.patch.object(module, "BLOCK_ROWS", block_rows),
+        cut_into(block_rows),
+        mock.patch.object(module, "MAX_SCORES", 100 * block_rows),
         mock.patch.object(module, "_fused_cpu", module._dense),
     ):
         assert_close(case, case.fused(), FLOAT32, 2 * FLOAT32)
@@ -186,7 +200,7 @@ def test_dense_path_equals_the_definition(case: Case, block_rows: int) -> None:
 @examples(60)
 @given(cases, st.sampled_from([1, 8, 128]))
 def test_each_visible_pair_is_in_exactly_one_block(case: Case, block_rows: int) -> None:
-    with mock.patch.object(module, "BLOCK_ROWS", block_rows):
+    with cut_into(block_rows):
         plan = case.plan()
     for segment, positions in enumerate(case.kv_pos):
         count = np.zeros((len(case.q_pos), len(positions)), dtype=int)
@@ -215,7 +229,7 @@ def test_attention_mass_is_the_sum_of_probabilities(
 ) -> None:
     n_q, heads, _ = case.queries[0].shape
     first_query = data.draw(st.integers(0, n_q - 1))
-    with mock.patch.object(module, "BLOCK_ROWS", block_rows):
+    with cut_into(block_rows):
         plan = case.plan()
         _, lse = case.fused()
         mass = attention_mass(

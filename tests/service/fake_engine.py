@@ -32,17 +32,21 @@ WORDS = ("one", " two", " three", " four")
 class FakeEngine:
     """One token a character. The first four tokens of a prompt are a prefix hit, two are a span.
 
-    hold:    while clear, every call waits in the worker's thread.
-    entered: released once for each call that has begun.
-    error:   raised by every call.
+    hold:      while clear, every call waits in the worker's thread.
+    hold_idle: the same for the computing of pending prompts.
+    entered:   released once for each call that has begun.
+    error:     raised by every call.
+    pending:   prompts that wait to become donors.
     """
 
     model_name: str = "fake"
     max_context: int = MAX_CONTEXT
     hold: threading.Event = field(default_factory=threading.Event)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    completed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    hold_idle: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
+    pending: int = 0
+    pending_error: Exception | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     given_up: int = 0
@@ -50,6 +54,7 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self.hold.set()
+        self.hold_idle.set()
 
     def _begin(self, name: str, argument: Any) -> None:
         self.threads.add(threading.current_thread().name)
@@ -153,9 +158,16 @@ class FakeEngine:
             reasons=reasons.astype(np.uint8),
         )
 
-    def complete_pending(self) -> list[DonorInfo]:
-        self.completed.release()
-        return []
+    def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
+        if not self.pending:
+            return []
+        self._begin("complete_pending", limit)
+        assert self.hold_idle.wait(timeout=60)
+        if self.pending_error is not None:
+            raise self.pending_error
+        finished = self.pending if limit is None else min(limit, self.pending)
+        self.pending -= finished
+        return [DonorInfo("d", "default", 1, BYTES_PER_TOKEN)] * finished
 
 
 def _mapping(tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

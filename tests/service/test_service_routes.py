@@ -331,6 +331,15 @@ async def test_a_compressed_body_counts_as_what_it_unpacks_to(engine: FakeEngine
             assert response.status == 413
 
 
+async def test_a_body_that_is_not_compressed_as_it_says(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    async with client.post("/v1/match", data=b'{"text": "x"}', headers=headers) as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
+    assert error["code"] == "invalid_request"
+    assert "Content-Encoding" in error["message"]
+
+
 async def test_unknown_paths_and_methods(client: TestClient) -> None:
     status, error = await refused(client, "GET", "/v1/nothing")
     assert (status, error["code"]) == (404, "not_found")

@@ -137,7 +137,9 @@ def _fields_of(module: Any, prefix: str) -> set[str]:
 
 
 def test_sampling_defaults_to_greedy() -> None:
-    assert CompletionRequest.parse({"prompt": "x"}).sampling(7) == {
+    assert CompletionRequest.parse({"prompt": "x"}).options(7) == {
+        "policy": None,
+        "namespace": "default",
         "max_tokens": 7,
         "temperature": 0.0,
         "top_p": 1.0,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 from fake_engine import FakeEngine
 from service_helpers import entered
 
+from semshare.cli import main
 from semshare.errors import ModelNotAvailable
 from semshare_service.client import AsyncClient
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
-from semshare_service.serve import serve
+from semshare_service.serve import run, serve
 from semshare_service.settings import ServiceSettings
 
 
@@ -38,7 +41,12 @@ async def test_a_signal_lets_the_running_request_end(
             pass
         request = asyncio.create_task(client.complete("x"))
         await entered(engine)
+        waiting = asyncio.create_task(client.complete("y"))
+        while (await client.ready()).waiting == 0:
+            pass
         os.kill(os.getpid(), number)
+        with pytest.raises(ServiceUnavailable, match="stopped before its turn"):
+            await waiting  # at once: the one before it is still held
         while True:  # the port is closed first
             try:
                 async with AsyncClient(address) as late:
@@ -78,3 +86,30 @@ async def test_an_ipv6_address(engine: FakeEngine) -> None:
     assert addresses[0].startswith("http://[::1]:")
     os.kill(os.getpid(), signal.SIGTERM)
     await task
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "gpu"], "device is 'gpu': choose cpu"),
+        (["--model", "{folder}"], "choose another model"),
+        (["--model", "{folder}/absent"], "bundled ones are smollm2"),
+    ],
+)
+def test_the_command_explains_what_it_can_t_load_and_exits_with_2(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--port", "0", *(flag.format(folder=tmp_path) for flag in flags)])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_faiss_did_not_find_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve_nothing(*_: object, **__: object) -> None:
+        assert logging.getLogger("faiss.loader").getEffectiveLevel() == logging.WARNING
+
+    logging.getLogger("faiss.loader").setLevel(logging.INFO)
+    monkeypatch.setattr("semshare_service.serve.serve", serve_nothing)
+    run(ServiceSettings())

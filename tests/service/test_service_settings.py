@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from semshare.errors import InvalidRequest
-from semshare_service.settings import ServiceSettings, argument_parser, is_loopback, load_settings
+from semshare_service.settings import ServiceSettings, is_loopback, load_settings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "service.md"
 
@@ -68,6 +68,54 @@ def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         load_settings()
 
 
+# As Kubernetes writes them for Services called semshare and semshare-web.
+SERVICE_LINKS = {
+    "SEMSHARE_SERVICE_HOST": "10.0.0.1",
+    "SEMSHARE_SERVICE_PORT": "8765",
+    "SEMSHARE_SERVICE_PORT_HTTP": "8765",
+    "SEMSHARE_PORT": "tcp://10.0.0.1:8765",
+    "SEMSHARE_PORT_8765_TCP": "tcp://10.0.0.1:8765",
+    "SEMSHARE_PORT_8765_TCP_PROTO": "tcp",
+    "SEMSHARE_PORT_8765_TCP_PORT": "8765",
+    "SEMSHARE_PORT_8765_TCP_ADDR": "10.0.0.1",
+    "SEMSHARE_WEB_SERVICE_HOST": "10.0.0.2",
+    "SEMSHARE_WEB_PORT": "tcp://10.0.0.2:80",
+    "SEMSHARE_WEB_PORT_80_TCP": "tcp://10.0.0.2:80",
+}
+
+
+def test_service_links_of_kubernetes_are_no_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SEMSHARE_QUEUE_LIMIT", "5")
+    settings, _ = load_settings()
+    assert (settings.port, settings.queue_limit) == (8765, 5)
+    settings, _ = load_settings(["--config", written(tmp_path, "port = 7")])
+    assert settings.port == 7
+
+
+@pytest.mark.parametrize("name", ["SEMSHARE_SERVICE", "SEMSHARE_PORT_X", "SEMSHARE_PORTS"])
+def test_what_only_resembles_a_service_link_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(InvalidRequest, match=f"unknown environment variable {name}:"):
+        load_settings()
+
+
+def test_a_wrong_port_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMSHARE_PORT", "http")
+    with pytest.raises(InvalidRequest, match="port: "):
+        load_settings()
+
+
+def test_settings_made_in_code_do_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMSHARE_PORT", "7")
+    assert ServiceSettings().port == 8765
+
+
 def test_an_unknown_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load_settings(["--prot", "1"])
@@ -114,8 +162,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
         assert getattr(documented, name) == field.default, name
 
 
-def test_every_setting_has_a_flag_with_help() -> None:
-    usage = argument_parser().format_help()
+def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(["--help"])
+    usage = capsys.readouterr().out
     for name in ServiceSettings.model_fields:
         assert f"--{name.replace('_', '-')}" in usage
     assert all(field.description for field in ServiceSettings.model_fields.values())

@@ -45,6 +45,18 @@ async def test_a_donor_serves_shifted_text(real_engine: SemShare) -> None:
         assert again.tokens["span"] == 0
 
 
+async def test_the_planned_fraction_is_what_deviation_selection_runs(real_engine: SemShare) -> None:
+    policy = ReusePolicy(mode="span", selection="deviation", recompute=0.3, only_unmatched=False)
+    async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
+        await client.remember(TEXT)
+        plan = await client.match(SHIFTED, policy=policy)
+        answer = await client.complete(SHIFTED, policy=policy, max_tokens=1)
+    assert plan.tokens["span"] > 0
+    assert answer.reuse.compute_fraction == pytest.approx(plan.compute_fraction)
+    without = plan.tokens["fresh"] / plan.prompt_tokens
+    assert plan.compute_fraction > without + 0.1
+
+
 async def test_answers_are_the_engines_own(real_engine: SemShare) -> None:
     messages = [{"role": "user", "content": "hello"}]
     chat = tiny_engine().generate(messages, max_tokens=6, policy=OFF)

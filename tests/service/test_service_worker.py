@@ -28,6 +28,7 @@ async def started(engine: FakeEngine, queue_limit: int = 2) -> AsyncIterator[Mod
         yield worker
     finally:
         engine.hold.set()
+        engine.hold_idle.set()
         assert await worker.close(60)
 
 
@@ -129,31 +130,107 @@ async def test_an_error_reaches_its_own_submitter_only(engine: FakeEngine) -> No
         assert (await worker.submit(list_donors)).value == []
 
 
-async def test_pending_donors_are_completed_when_idle(engine: FakeEngine) -> None:
-    async with started(engine, queue_limit=3) as worker:
-        first = await busy(worker, engine)
-        second = await queued(worker)
-        assert not engine.completed.acquire(blocking=False)
-        engine.hold.set()
-        await asyncio.gather(first, second)
-        assert await asyncio.to_thread(engine.completed.acquire, timeout=60)
+async def remembering(worker: ModelWorker, engine: FakeEngine, pending: int) -> None:
+    """Return once the worker computes the first of `pending` prompts and can't finish it."""
+    engine.hold_idle.clear()
+    engine.pending = pending
+    await worker.submit(list_donors)
+    await entered(engine)
+    await entered(engine)
+    assert engine.calls[-1] == ("complete_pending", 1)
+
+
+def names(engine: FakeEngine) -> list[str]:
+    return [name for name, _ in engine.calls]
+
+
+async def test_requests_come_between_the_prompts_to_remember(engine: FakeEngine) -> None:
+    async with started(engine) as worker:
+        await remembering(worker, engine, 3)
+        request = await queued(worker)
+        engine.hold_idle.set()
+        await request
+        for _ in range(3):
+            await entered(engine)
+        await worker.submit(list_donors)
+    assert engine.pending == 0
+    assert names(engine) == [
+        "donors",
+        "complete_pending",
+        "donors",
+        "complete_pending",
+        "complete_pending",
+        "donors",
+    ]
+
+
+async def test_remembering_shows_as_running_and_counts_as_waiting_time(engine: FakeEngine) -> None:
+    async with started(engine, queue_limit=1) as worker:
+        await remembering(worker, engine, 1)
+        assert worker.status().running
+        waiting = await queued(worker)
+        worker._service_times.extend([10.0] * 32)
+        with pytest.raises(QueueFull) as caught:
+            await worker.submit(list_donors)
+        assert caught.value.retry_after_s == 20.0
+        engine.hold_idle.set()
+        await waiting
+
+
+async def test_closing_waits_for_one_prompt_to_remember_only(engine: FakeEngine) -> None:
+    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker.start()
+    await asyncio.wrap_future(worker.loaded)
+    await remembering(worker, engine, 20)
+    closing = asyncio.create_task(worker.close(60))
+    await asyncio.sleep(0)
+    engine.hold_idle.set()
+    assert await closing
+    assert engine.pending == 19
+
+
+async def test_what_can_t_be_remembered_is_tried_again_after_the_next_request_only(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.pending, engine.pending_error = 2, PoolExhausted(3, 2, 1)
+    async with started(engine) as worker:
+        for _ in range(2):
+            await worker.submit(list_donors)
+            await entered(engine)
+            await entered(engine)
+        engine.pending_error = None
+    assert names(engine) == ["donors", "complete_pending"] * 2
+    assert "PoolExhausted" in caplog.text
 
 
 async def test_a_failure_while_idle_is_logged_without_its_message(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> list[Any]:
-        engine.completed.release()
-        raise RuntimeError("my secret prompt")
-
-    engine.complete_pending = fail  # type: ignore[method-assign]
+    engine.pending, engine.pending_error = 1, RuntimeError("my secret prompt")
     async with started(engine) as worker:
         await worker.submit(list_donors)
-        assert await asyncio.to_thread(engine.completed.acquire, timeout=60)
+        await entered(engine)
+        await entered(engine)
         assert (await worker.submit(list_donors)).value == []
-    assert "RuntimeError" in caplog.text
-    assert "complete_pending" in caplog.text
+    assert "RuntimeError at complete_pending:" in caplog.text
     assert "secret" not in caplog.text
+
+
+async def test_draining_fails_what_waits_and_lets_the_running_end(engine: FakeEngine) -> None:
+    def operation(held: Engine, abandoned: Any) -> bool:
+        held.donors()
+        return bool(abandoned())
+
+    async with started(engine) as worker:
+        engine.hold.clear()
+        running = asyncio.create_task(worker.submit(operation))
+        await entered(engine)
+        waiting = await queued(worker)
+        worker.drain()
+        with pytest.raises(ServiceUnavailable, match="stopped before"):
+            await waiting
+        engine.hold.set()
+        assert (await running).value is False
 
 
 async def test_before_the_model_is_loaded_and_after_it_failed(engine: FakeEngine) -> None:

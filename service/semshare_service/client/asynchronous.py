@@ -9,7 +9,7 @@ from typing import Self, TypeVar, Unpack
 import aiohttp
 from yarl import URL
 
-from semshare.config import ReusePolicy
+from semshare.config import DEFAULT_NAMESPACE, ReusePolicy
 from semshare.types import ChatMessage, DonorInfo, Prompt
 from semshare_service.client import calls
 from semshare_service.client.calls import Call, GenerationOptions
@@ -19,7 +19,6 @@ from semshare_service.wire import encode
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8765"
-DEFAULT_NAMESPACE = "default"
 DEFAULT_TIMEOUT_S = 330.0  # a little over the service's own, whose error says more
 
 

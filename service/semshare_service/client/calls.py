@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import numpy as np
 
 from semshare.config import ReusePolicy
 from semshare.errors import SemShareError
-from semshare.types import ChatMessage, DonorInfo, Prompt
+from semshare.types import ChatMessage, DonorInfo, GenerateOptions, Prompt
 from semshare_service.client.results import (
     Completion,
     Health,
@@ -30,23 +30,13 @@ from semshare_service.wire import MediaType, decode, request_media_type
 T = TypeVar("T")
 
 
-class GenerationOptions(TypedDict, total=False):
-    """Keyword arguments of `complete` and `chat`; what is left out is the service's default.
+class GenerationOptions(GenerateOptions, total=False):
+    """Keyword arguments of `complete` and `chat`: those of `SemShare.generate`, and `model`.
 
-    policy:      how much KV may be reused; the engine's default where left out.
-    namespace:   whose donors may be used.
-    temperature: 0 is greedy, and the default.
+    What is left out is the service's default.
     """
 
     model: str
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    stop: str | Sequence[str]
-    policy: ReusePolicy
-    namespace: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,9 @@ from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from semshare.config import ReusePolicy
+from semshare.config import DEFAULT_NAMESPACE, ReusePolicy
 from semshare.types import ChatMessage, DonorInfo, Prompt
-from semshare_service.client.asynchronous import (
-    DEFAULT_NAMESPACE,
-    DEFAULT_TIMEOUT_S,
-    DEFAULT_URL,
-    AsyncClient,
-)
+from semshare_service.client.asynchronous import DEFAULT_TIMEOUT_S, DEFAULT_URL, AsyncClient
 from semshare_service.client.calls import GenerationOptions
 from semshare_service.client.results import Completion, Health, Match, Readiness
 from semshare_service.errors import ServiceError
