@@ -29,7 +29,7 @@ from semshare.types import (
 )
 
 if TYPE_CHECKING:
-    from semshare.session import SemShare
+    from semshare.api import SemShare
 
 __version__ = "0.1.0"
 
@@ -64,7 +64,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # The engine imports torch, transformers and FAISS; clients and `--help` need none of them.
     if name == "SemShare":
-        from semshare.session import SemShare  # noqa: PLC0415 - the point of this function
+        from semshare.api import SemShare  # noqa: PLC0415 - the point of this function
 
         return SemShare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

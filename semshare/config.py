@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from semshare.errors import InvalidPolicy, InvalidRequest
 
+DEFAULT_NAMESPACE = "default"  # of requests that name none
+
 ReuseMode = Literal["off", "prefix", "span", "semantic"]
 SelectionName = Literal[
     "none", "deviation", "first_k", "tail", "query_attention", "donor_history", "random"
@@ -106,12 +108,16 @@ class EngineConfig:
     history_tokens:    answer tokens decoded when a donor is remembered, whose attention to the
                        donor's tokens guides the `donor_history` selection. 0: none.
     max_donors_tried:  donors compared token by token with a target in `semantic` mode.
+    embedder:          makes the prompt vectors by which similar donors are found: `model` pools the
+                       model's own token embeddings; `sentence` runs all-MiniLM-L6-v2 (extra `st`),
+                       which is slower and wants another `min_similarity`.
     """
 
     kv_budget_bytes: int = 2 << 30
     page_size: int = 16
     history_tokens: int = 40
     max_donors_tried: int = 3
+    embedder: Literal["model", "sentence"] = "model"
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -125,6 +131,8 @@ class EngineConfig:
                 raise InvalidRequest(
                     f"{name} is {value!r}: it must be a whole number between {low} and {high}"
                 )
+        if self.embedder not in ("model", "sentence"):
+            raise InvalidRequest(f"embedder is {self.embedder!r}: choose one of model, sentence")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

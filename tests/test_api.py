@@ -188,7 +188,7 @@ def small_context(tokens: int) -> SemShare:
     model = tiny_model("llama")
     model.config.max_position_embeddings = tokens
     engine = SemShare(model, tiny_tokenizer(), config=EngineConfig(kv_budget_bytes=8 << 20))
-    engine._eos = frozenset()
+    engine._session.eos = frozenset()
     return engine
 
 

@@ -139,6 +139,11 @@ def test_limits_themselves_are_allowed() -> None:
     ReusePolicy(recompute=0, min_similarity=1, sink_tokens=0, tail_tokens=1, max_divergence=0)
 
 
+def test_an_unknown_embedder_names_the_known_ones() -> None:
+    with pytest.raises(InvalidRequest, match="embedder is 'bert': choose one of model, sentence"):
+        EngineConfig(embedder="bert")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -24,7 +24,6 @@ class Decoding:
 
     Args:
         executor: the model and its pool.
-        served: the prefilled prompt.
         sampler, text: pick tokens, and turn them into text.
         eos: ids that end an answer.
         max_tokens: most tokens of the answer.
@@ -33,7 +32,6 @@ class Decoding:
     """
 
     executor: Executor
-    served: Served
     sampler: Sampler
     text: TextAssembler
     eos: frozenset[int]
@@ -42,9 +40,9 @@ class Decoding:
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason = "length"
 
-    def run(self, lock: threading.RLock, watch: Stopwatch) -> Iterator[TextDelta]:
-        """Decode; `lock` is held for each step, not between them."""
-        logits = self.served.logits
+    def run(self, served: Served, lock: threading.RLock, watch: Stopwatch) -> Iterator[TextDelta]:
+        """Answer a prefilled prompt; `lock` is held for each step, not between them."""
+        logits = served.logits
         given = 0  # tokens whose text has been given out
         while True:
             token = self.sampler.pick(logits[-1])
@@ -63,14 +61,14 @@ class Decoding:
             if len(self.tokens) == self.max_tokens:
                 break
             with lock, torch.inference_mode():
-                logits = self._step(token)
+                logits = self._step(served, token)
         piece = self.text.finish()
         if piece or given < len(self.tokens):
             yield TextDelta(piece, self.tokens[given:])
 
-    def _step(self, token: int) -> torch.Tensor:
-        position = self.served.sequence.append(1)
+    def _step(self, served: Served, token: int) -> torch.Tensor:
+        position = served.sequence.append(1)
         step = self.executor.forward(
-            self.served.sequence, np.array([token]), position, record=self.record
+            served.sequence, np.array([token]), position, record=self.record
         )
         return step.logits

@@ -124,10 +124,19 @@ class Planner:
         marks = mark_facts(ids, self._texts)
         return unsafe_reuse(alignment, marks, [donor.marks for donor in donors])
 
-    def question_plan(self, draft: Draft) -> ReusePlan:
-        """Only edges and what has no donor are computed: a cheap first look by the question."""
-        policy = replace(draft.policy, selection="none", fact_guard=False)
-        return self.finish(replace(draft, policy=policy))
+    def question_plan(self, draft: Draft) -> ReusePlan | None:
+        """A cheap first look by the question, for the selection that wants its attention.
+
+        Only edges and what has no donor are computed. None where there is nothing to choose.
+        """
+        policy = draft.policy
+        if policy.selection != "query_attention" or not policy.recompute:
+            return None
+        plan = self.finish(
+            replace(draft, policy=replace(policy, selection="none", fact_guard=False))
+        )
+        lowest = TokenSource.FUZZY if policy.only_unmatched else TokenSource.SPAN
+        return plan if np.any(plan.source >= lowest) else None
 
     def finish(self, draft: Draft, *, query_attention: Scores | None = None) -> ReusePlan:
         """The plan, with the tokens the selection policy adds to the fresh ones."""

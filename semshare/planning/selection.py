@@ -25,16 +25,11 @@ class SelectionInputs:
 
     alignment: Alignment
     donor_history: Scores  # [n] attention that past answers paid to each token's donor token
-    query_attention: Scores | None  # [n] attention of this prompt's question; see needs_query_pass
+    query_attention: Scores | None  # [n] attention of this prompt's question, if it was asked
     seed: int
 
 
 Policy = Callable[[SelectionInputs], Scores]
-
-
-def needs_query_pass(selection: str) -> bool:
-    """Whether the policy wants `query_attention`, which costs a pass of the question's rows."""
-    return selection == "query_attention"
 
 
 def _none(inputs: SelectionInputs) -> Scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from http import HTTPStatus
 from typing import Any
@@ -116,7 +117,8 @@ def error_middleware(timeout_s: float) -> Middleware:
                         "shorten the prompt or the answer, or try when the service is less busy"
                     ),
                 )
-            log_failure(f"{request.method} {request.rel_url.raw_path} failed", error)
+            what = f"{request.method} {request.rel_url.raw_path} failed"
+            log_failure(what, error, level=logging.ERROR)
             body = error_body(
                 "an unexpected error; the service's log says where",
                 type_="server_error",

@@ -209,7 +209,7 @@ class ModelWorker:
                 self._reason = (
                     str(error) if isinstance(error, SemShareError) else type(error).__name__
                 )
-            log_failure("loading the model failed", error)
+            log_failure("loading the model failed", error, level=logging.ERROR)
             self.loaded.set_exception(error)
             return None
         with self._changed:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_engine, tiny_model, tiny_tokenizer
 
 from semshare import ModelNotAvailable
 from semshare.donors.embedders import HashEmbedder, ModelEmbedder, SentenceEmbedder
@@ -100,3 +100,12 @@ def test_sentence_embedder_offline() -> None:
     assert np.linalg.norm(cat) == pytest.approx(1.0, abs=1e-5)
     assert float(cat @ rewritten) > 0.7
     assert float(cat @ other) < 0.3
+
+
+@pytest.mark.real_model
+def test_an_engine_uses_the_sentence_model_where_its_config_says_so() -> None:
+    engine = tiny_engine(embedder="sentence")
+    text = "The ferry leaves at nine from pier four and carries forty passengers."
+    assert engine.library.vector(engine.encode(text)).shape == (384,)
+    engine.remember(text)
+    assert engine.generate(text + " Who sells tickets?", max_tokens=1).provenance.fallback is None

@@ -54,9 +54,11 @@ INJECTIONS: dict[str, Inject] = {
     "align": lambda e, patch: patch.setattr("semshare.planning.planner.align_fuzzy", fails),
     "guard": lambda e, patch: patch.setattr("semshare.planning.planner.unsafe_reuse", fails),
     "plan": lambda e, patch: patch.setattr("semshare.planning.planner.make_plan", fails),
-    "load": lambda e, patch: patch.setattr(e._executor, "load", fails_once(e._executor.load)),
+    "load": lambda e, patch: patch.setattr(
+        e._session.executor, "load", fails_once(e._session.executor.load)
+    ),
     "prefill": lambda e, patch: patch.setattr(
-        e._executor, "forward", fails_once(e._executor.forward)
+        e._session.executor, "forward", fails_once(e._session.executor.forward)
     ),
 }
 
@@ -99,7 +101,7 @@ def test_a_failure_in_any_stage_costs_speed_only(
 def test_no_page_leaks_when_the_answer_is_not_kept(
     stage: str, engine: SemShare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._keeper, "cache_prefix", lambda *_: None)
+    monkeypatch.setattr(engine._session.keeper, "cache_prefix", lambda *_: None)
     before = references(engine)
     INJECTIONS[stage](engine, monkeypatch)
     answer = engine.generate(PROMPT, max_tokens=3, policy=SEMANTIC)
@@ -110,7 +112,7 @@ def test_no_page_leaks_when_the_answer_is_not_kept(
 def test_the_first_look_of_query_attention_may_fail_too(
     engine: SemShare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._keeper, "cache_prefix", lambda *_: None)
+    monkeypatch.setattr(engine._session.keeper, "cache_prefix", lambda *_: None)
     expected = engine.score(PROMPT, "abc", policy=OFF)
     before = references(engine)
     monkeypatch.setattr("semshare.engine.executor.attention_mass", fails)

@@ -112,11 +112,11 @@ def attention_by_definition(engine: SemShare, plan: ReusePlan, first: int) -> np
 def test_the_questions_attention_equals_its_definition(family: str) -> None:
     engine = engine_of(family)
     used = policy(selection="query_attention", tail_tokens=24)
-    draft = engine._draft(engine.encode(TARGET), used, "default", Stopwatch())
-    plan = engine._planner.question_plan(draft)
+    draft = engine._session.draft(engine.encode(TARGET), used, "default", Stopwatch())
+    plan = engine._session.planner.question_plan(draft)
     assert any(view.shift for view in lay_out(plan).views)
     with torch.inference_mode():
-        found, _ = engine._query_attention(draft, Stopwatch())
+        found, _ = engine._session._query_attention(draft, Stopwatch())
     expected = attention_by_definition(engine, plan, len(TARGET) - 24)
     assert expected.sum() == pytest.approx(24 * engine.model.n_heads * engine.model.n_layers)
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -247,7 +247,7 @@ def test_deviation_that_keeps_everything_is_exact() -> None:
     assert plan.deviation is not None
     everything = len(plan.deviation.candidates)
     schedule = replace(plan.deviation, keep=(everything,) * engine.model.n_layers)
-    run = prefill(engine._executor, replace(plan, deviation=schedule), Stopwatch(), room=0)
+    run = prefill(engine._session.executor, replace(plan, deviation=schedule), Stopwatch(), room=0)
     run.sequence.release()
     assert run.rows_computed == len(plan.ids) * engine.model.n_layers
     expected = engine.score(TARGET, [5], policy=OFF).logits

@@ -26,7 +26,7 @@ def engine() -> SemShare:
 
 
 def found(engine: SemShare, prompt: str, policy: ReusePolicy = SEMANTIC) -> Found:
-    return engine._planner.find_donors(engine.encode(prompt), policy, "default")
+    return engine._session.planner.find_donors(engine.encode(prompt), policy, "default")
 
 
 def no_lookup(*_args: object) -> Any:

@@ -14,7 +14,6 @@ from semshare.planning.selection import (
     POLICIES,
     SelectionInputs,
     history_of,
-    needs_query_pass,
     run_heads,
     select,
 )
@@ -59,7 +58,6 @@ def chosen(name: str, given: SelectionInputs, budget: int, eligible: np.ndarray 
 
 def test_every_name_of_the_policy_has_its_function_but_deviation() -> None:
     assert set(POLICIES) | {"deviation"} == set(SELECTION_NAMES)
-    assert [name for name in SELECTION_NAMES if needs_query_pass(name)] == ["query_attention"]
 
 
 def test_none_chooses_nothing() -> None:

@@ -56,7 +56,7 @@ def transformers_logits(model: PreTrainedModel, ids: Ids) -> Tensor:
 def prefill_logits(engine: SemShare, ids: Ids) -> Tensor:
     """`[n, vocab]` of a full prefill in one go."""
     sequence = KVSequence(engine.pool, lay_out(full_plan(ids)), np.empty(0, np.int64), room=0)
-    result = engine._executor.forward(sequence, ids, np.arange(len(ids)), all_logits=True)
+    result = engine._session.executor.forward(sequence, ids, np.arange(len(ids)), all_logits=True)
     sequence.release()
     return result.logits
 

