@@ -37,7 +37,7 @@ serve: $(READY)  ## the service on 127.0.0.1:8765 with the bundled model
 	$(BIN)/semshare serve $(ARGS)
 
 bench: $(READY)  ## every figure of the README, recorded under benchmarks/results/
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

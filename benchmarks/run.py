@@ -4,7 +4,7 @@ python benchmarks/run.py [name …]
 
 Each record is the last line the command printed, with the command itself, in
 `benchmarks/results/<name>.json`. A benchmark whose fidelity missed its bound prints its record
-without speeds; that is kept too.
+without speeds; that is kept too. The README's tables are written anew at the end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tables
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
@@ -22,14 +23,14 @@ RESULTS = Path(__file__).parent / "results"
 COMMANDS = {
     "ttft-shifted-1200": "bench ttft --scenario shifted --tokens 1200 --limit 8 --json",
     "ttft-paraphrase-1600": (
-        "bench ttft --scenario paraphrase --tokens 1600 --limit 6 --repeats 2 --json"
+        "bench ttft --scenario paraphrase --tokens 1600 --limit 12 --repeats 2 --json"
     ),
-    "ttft-shifted-5000": "bench ttft --scenario shifted --tokens 5000 --limit 1 --repeats 2 --json",
-    "ttft-long-5000": "bench ttft --scenario long --tokens 5000 --limit 1 --repeats 2 --json",
-    "ttft-prefix-4000": "bench ttft --scenario prefix --tokens 4000 --limit 1 --repeats 2 --json",
-    "ttft-unrelated-1200": "bench ttft --scenario unrelated --tokens 1200 --limit 2 --json",
+    "ttft-shifted-5000": "bench ttft --scenario shifted --tokens 5000 --limit 3 --repeats 2 --json",
+    "ttft-long-5000": "bench ttft --scenario long --tokens 5000 --limit 4 --repeats 2 --json",
+    "ttft-prefix-4000": "bench ttft --scenario prefix --tokens 4000 --limit 3 --repeats 2 --json",
+    "ttft-unrelated-1200": "bench ttft --scenario unrelated --tokens 1200 --limit 6 --json",
     "ttft-multi_donor-5000": (
-        "bench ttft --scenario multi_donor --tokens 5000 --limit 1 --repeats 2 --json"
+        "bench ttft --scenario multi_donor --tokens 5000 --limit 2 --repeats 2 --json"
     ),
     "facts": "eval facts --json",
 }
@@ -38,6 +39,10 @@ COMMANDS = {
 def main(names: list[str]) -> int:
     """Run the named benchmarks, or all; the exit status counts those that gave no record."""
     console = Console(stderr=True)
+    unknown = [name for name in names if name not in COMMANDS]
+    if unknown:
+        console.print(f"unknown: {', '.join(unknown)}. Choose from {', '.join(COMMANDS)}.")
+        return 2
     failed = 0
     for name in names or list(COMMANDS):
         console.rule(name)
@@ -51,6 +56,7 @@ def main(names: list[str]) -> int:
             continue
         kept = {"command": f"semshare {COMMANDS[name]}", "record": record}
         (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    tables.write()
     return failed
 
 

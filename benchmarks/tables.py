@@ -27,21 +27,27 @@ ORDER = (
 
 
 def tables() -> str:
-    """All of them, as markdown."""
-    records = {path.stem: json.loads(path.read_text())["record"] for path in RESULTS.glob("*.json")}
-    parts = [_ttft([records[name] for name in ORDER if name in records])]
-    if "facts" in records:
-        parts.append(_facts(records["facts"]))
-    return "\n\n".join(parts)
+    """All of them, as markdown. What has no record is a row that says so."""
+    records = {
+        name: json.loads((RESULTS / f"{name}.json").read_text())["record"]
+        for name in (*ORDER, "facts")
+        if (RESULTS / f"{name}.json").exists()
+    }
+    return "\n\n".join((_ttft(records), _machines(records), _facts(records.get("facts"))))
 
 
-def _ttft(records: list[dict[str, Any]]) -> str:
+def _ttft(records: dict[str, dict[str, Any]]) -> str:
     rows = [
         "| scenario | tokens | n | full | with reuse | speedup | compute fraction | efficiency "
         "| KL (floor) | top-1 (floor) | PGR | reused |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for record in records:
+    for name in ORDER:
+        record = records.get(name)
+        if record is None:
+            _, scenario, tokens = name.split("-")
+            rows.append(f"| `{scenario}` | {int(tokens):,} | – | not measured" + " | –" * 8 + " |")
+            continue
         pgr = "–" if record["pgr"] is None else f"{record['pgr']:.2f}"
         rows.append(
             f"| `{record['scenario']}` | {record['tokens']:,} | {record['n']} | {_speeds(record)} "
@@ -49,13 +55,29 @@ def _ttft(records: list[dict[str, Any]]) -> str:
             f"| {record['top1']:.3f} ({record['top1_floor']:.3f}) | {pgr} "
             f"| {record['hit_rate']:.0%} |"
         )
-    one = records[0]
-    rows.append(
-        f"\nOn {one['machine']['cpu']}, {one['machine']['cores']} cores"
-        f"{'' if one['machine']['amx'] else ', no AMX'}, {one['dtype']}, torch "
-        f"{one['versions']['torch']}. Times are medians of end-to-end seconds to the first token."
-    )
     return "\n".join(rows)
+
+
+def _machines(records: dict[str, dict[str, Any]]) -> str:
+    """Where it was measured; which record where, if they were not all made in one place."""
+    names: dict[str, list[str]] = {}
+    for name, record in records.items():
+        names.setdefault(_machine(record), []).append(name)
+    lines = [
+        f"On {place}." if len(names) == 1 else f"{', '.join(made)}: on {place}."
+        for place, made in names.items()
+    ]
+    lines.append("Times are medians of end-to-end seconds to the first token.")
+    return "\n".join(lines)
+
+
+def _machine(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return (
+        f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores"
+        f"{'' if machine['amx'] else ', no AMX'}, {record['dtype']}, torch "
+        f"{record['versions']['torch']}"
+    )
 
 
 def _speeds(record: dict[str, Any]) -> str:
@@ -69,17 +91,20 @@ def _speeds(record: dict[str, Any]) -> str:
     )
 
 
-def _facts(record: dict[str, Any]) -> str:
+def _facts(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "Swapped facts: not measured."
     rows = [
+        "Donor and target differ in their facts only. A leak: full prefill prefers the target's",
+        "fact, reuse does not.\n",
         "| swapped facts | answered with the target's fact | leak rate |",
         "| --- | --- | --- |",
     ]
     for method in ("full", "semantic", "semantic_unguarded"):
         name = method.replace("_", ", ")
         rows.append(f"| {name} | {record[method]:.1%} | {record['leak_rate'][method]:.1%} |")
-    compute = record["compute_fraction"]
-    share = compute["semantic"] if isinstance(compute, dict) else compute
-    rows.append(f"\n{record['n']} questions; semantic reuse computed {share:.0%} of the tokens.")
+    share = f"{record['compute_fraction']:.0%}"
+    rows.append(f"\n{record['n']} questions; semantic reuse computed {share} of the tokens.")
     return "\n".join(rows)
 
 
@@ -88,6 +113,11 @@ def main(arguments: list[str]) -> None:
     if "--write" not in arguments:
         print(tables())  # noqa: T201 - what it is for
         return
+    write()
+
+
+def write() -> None:
+    """Put the tables between the README's markers."""
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(BEGIN)
     after = rest.split(END)[1]

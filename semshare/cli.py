@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,16 +30,18 @@ from semshare.cli_options import (
     Model,
     PolicyFields,
     PromptArgument,
+    SplitName,
     as_prompt,
     parse_policy,
     read_donor,
     read_prompt,
 )
 from semshare.errors import SemShareError
+from semshare.evaluation.progress import load_engine, status_line
 from semshare.types import DonorInfo
 
 if TYPE_CHECKING:
-    from semshare.session import SemShare
+    from semshare import SemShare
 
 app = typer.Typer(
     name="semshare",
@@ -62,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Say which.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         import semshare  # noqa: PLC0415 - only here
 
@@ -189,10 +194,10 @@ def doctor(json_output: Json = False) -> None:
         styles = {"ok": "green", "absent": "dim", "missing": "bold red"}
         table = Table("", "", box=None, pad_edge=False)
         table.add_column("found", overflow="fold")
-        table.add_column("way out", overflow="fold")
+        table.add_column("fix", overflow="fold")
         for check in checks:
             state = Text(check.state, style=styles[check.state])
-            table.add_row(state, *map(Text, (check.name, check.detail, check.way_out)))
+            table.add_row(state, *map(Text, (check.name, check.detail, check.fix)))
         Console().print(table)
     if not healthy:
         raise typer.Exit(1)
@@ -201,8 +206,8 @@ def doctor(json_output: Json = False) -> None:
 @app.command()
 def demo(json_output: Json = False) -> None:
     """The main job on the bundled model: donors in, related prompts answered."""
-    from semshare.evaluation.demo import run_demo  # noqa: PLC0415 - see above
-
+    with _starting():
+        from semshare.evaluation.demo import run_demo  # noqa: PLC0415 - see above
     record = run_demo(json_output=json_output)
     if json_output:
         _emit(record)
@@ -216,15 +221,23 @@ def bench_ttft(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each example.")] = 3,
     model: Model = "smollm2",
     dtype: Dtype = "auto",
+    split: SplitName = "test",
     json_output: Json = False,
 ) -> None:
     """Time to first token with and without reuse; no speed where fidelity misses its bound."""
-    from semshare.evaluation.bench import run_ttft  # noqa: PLC0415 - see above
-    from semshare.evaluation.bounds import FidelityMissed  # noqa: PLC0415
-
+    with _starting():
+        from semshare.evaluation.bench import run_ttft  # noqa: PLC0415 - see above
+        from semshare.evaluation.bounds import FidelityMissed  # noqa: PLC0415
+        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
     try:
         record = run_ttft(
-            scenario, tokens=tokens, limit=limit, repeats=repeats, model=model, dtype=dtype
+            scenario,
+            tokens=tokens,
+            limit=limit,
+            repeats=repeats,
+            model=model,
+            dtype=dtype,
+            split=split_named(split),
         )
     except FidelityMissed as error:
         _show(error.record, json_output)  # what was measured, without speeds
@@ -240,8 +253,8 @@ def eval_facts(
     json_output: Json = False,
 ) -> None:
     """How often reuse states the donor's facts instead of the prompt's."""
-    from semshare.evaluation.facts import run_facts  # noqa: PLC0415 - see above
-
+    with _starting():
+        from semshare.evaluation.facts import run_facts  # noqa: PLC0415 - see above
     _show(run_facts(limit=limit, model=model, dtype=dtype), json_output)
 
 
@@ -249,17 +262,18 @@ def _engine_with_donors(
     model: str, device: str, dtype: str, files: list[Path] | None, chat: bool
 ) -> tuple[SemShare, list[DonorInfo]]:
     """A loaded engine that remembers the files' texts, and what it made of them, in order."""
-    console = Console(stderr=True)
     texts = [read_donor(path) for path in files or ()]
-    with console.status(f"loading {model}…") as status:
-        from semshare.session import SemShare  # noqa: PLC0415 - seconds
-
-        engine = SemShare.from_pretrained(model, device=device, dtype=dtype)
-        donors = []
-        for number, text in enumerate(texts, 1):
-            status.update(f"remembering donor {number} of {len(texts)}…")
+    engine = load_engine(model, device=device, dtype=dtype)
+    donors = []
+    for number, text in enumerate(texts, 1):
+        with status_line(f"remembering donor {number} of {len(texts)}…"):
             donors.append(engine.remember(as_prompt(text, chat)))
     return engine, donors
+
+
+def _starting() -> AbstractContextManager[object]:
+    """Shown while torch and its like are imported, which takes seconds."""
+    return status_line("starting…")
 
 
 def _show(record: Mapping[str, Any], json_output: bool) -> None:

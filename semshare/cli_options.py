@@ -20,6 +20,9 @@ Model: TypeAlias = Annotated[str, typer.Option(help="Bundled name, local path or
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype: TypeAlias = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
+SplitName: TypeAlias = Annotated[
+    str, typer.Option(help="Which texts: test to report, val or train to tune.")
+]
 PromptArgument: TypeAlias = Annotated[
     str | None, typer.Argument(help="The prompt; from standard input where it is - or left out.")
 ]

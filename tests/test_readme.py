@@ -1,24 +1,73 @@
 """The README says what was measured, and names commands that exist."""
 
-import importlib.util
+import importlib
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny import tiny_engine
+
+from semshare import SemShare
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def _tables_module():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    modules = {name: importlib.import_module(name) for name in ("run", "tables")}
+    return SimpleNamespace(**modules)
 
 
-def test_figures_are_those_of_the_records():
-    module = _tables_module()
-    shown = README.split(module.BEGIN)[1].split(module.END)[0].strip()
-    assert shown == module.tables().strip(), "run: python benchmarks/tables.py --write"
+def test_figures_are_those_of_the_records(benchmarks):
+    tables = benchmarks.tables
+    shown = README.split(tables.BEGIN)[1].split(tables.END)[0].strip()
+    assert shown == tables.tables().strip(), "run: python benchmarks/tables.py --write"
+
+
+def test_every_benchmark_has_a_place_in_the_tables(benchmarks):
+    assert {*benchmarks.tables.ORDER, "facts"} == set(benchmarks.run.COMMANDS)
+
+
+def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarks.tables, "RESULTS", tmp_path)
+    text = benchmarks.tables.tables()
+    columns = text.splitlines()[0].count("|")
+    for scenario, tokens in (("prefix", "4,000"), ("shifted", "5,000"), ("unrelated", "1,200")):
+        row = next(line for line in text.splitlines() if f"`{scenario}` | {tokens} |" in line)
+        assert "not measured" in row
+        assert row.count("|") == columns
+    assert "Swapped facts: not measured." in text
+
+
+def test_records_of_two_machines_are_told_apart(benchmarks, monkeypatch, tmp_path):
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        kept = json.loads(file.read_text())
+        if file.stem == "facts":
+            kept["record"]["machine"]["cpu"] = "Another CPU"
+        (tmp_path / file.name).write_text(json.dumps(kept))
+    assert "facts: on" not in benchmarks.tables.tables()
+    monkeypatch.setattr(benchmarks.tables, "RESULTS", tmp_path)
+    assert "facts: on Another CPU, 2 cores" in benchmarks.tables.tables()
+
+
+def test_a_run_keeps_its_record_and_writes_the_tables(benchmarks, monkeypatch, tmp_path):
+    run, written = benchmarks.run, []
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run.tables, "write", lambda: written.append(sorted(tmp_path.iterdir())))
+    done = SimpleNamespace(stdout='text\n{"n": 1}\n', returncode=0)
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: done)
+    assert run.main(["facts"]) == 0
+    assert json.loads((tmp_path / "facts.json").read_text())["record"] == {"n": 1}
+    assert written == [[tmp_path / "facts.json"]]
+
+
+def test_an_unknown_benchmark_is_a_message(benchmarks, capsys):
+    assert benchmarks.run.main(["absent"]) == 2
+    assert "unknown: absent. Choose from ttft-shifted-1200" in capsys.readouterr().err
 
 
 def test_make_targets_exist():
@@ -26,6 +75,14 @@ def test_make_targets_exist():
     named = set(re.findall(r"`?make ([a-z]+)", README)) - {"it"}
     assert named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+
+
+def test_the_first_python_block_shows_reuse(monkeypatch, capsys):
+    monkeypatch.setattr(SemShare, "from_pretrained", lambda name: tiny_engine())
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0], names)  # noqa: S102 - ours
+    assert names["answer"].provenance.counts["span"] > 100
+    assert "'span': " in capsys.readouterr().out
 
 
 def test_linked_files_exist():

@@ -15,34 +15,15 @@ Record = dict[str, Any]
 ROUNDING_FACTOR = 2.0
 ROUNDING_MINIMUM = 1e-4  # float32 logits, where the floor itself can be 0
 
-# What a refused record leaves out.
-SPEED_FIELDS = (
-    "full_s",
-    "reuse_s",
-    "first_reuse_s",
-    "speedup",
-    "efficiency",
-    "speedup_to_reach",
-    "percentiles",
-    "transformers_full_s",
-    "build_s",
-    "break_even_reuses",
-    "tokenize_s",
-    "lookup_s",
-    "plan_s",
-    "load_s",
-    "prefill_s",
-)
-
 
 class FidelityMissed(BenchmarkRefused):
-    """A benchmark whose fidelity missed its bound. `record` holds everything but the speeds."""
+    """A benchmark whose fidelity missed its bound. `record` is what it found, without speeds."""
 
     def __init__(self, reasons: list[str], record: Record) -> None:
         name = record["scenario"]
         super().__init__(f"{name}: {'; '.join(reasons)}. No speed is reported.")
         self.reasons = reasons
-        self.record = {key: value for key, value in record.items() if key not in SPEED_FIELDS}
+        self.record = record
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from semshare.evaluation.environment import setting
 from semshare.evaluation.fact_papers import paper_pairs
 from semshare.evaluation.fact_texts import FACT_KINDS, FactPair, FactQuestion, template_pairs
 from semshare.evaluation.material import Messages
-from semshare.evaluation.progress import progress_bar
+from semshare.evaluation.progress import load_engine, progress_bar, status_line
 
 PAPER_PAIRS = 36
 ACCURACY_MARGIN = 0.01  # reuse has to be within this of full prefill
@@ -119,10 +119,11 @@ def run_facts(
         ModelNotAvailable: the model or a data package is missing.
 
     """
-    engine = engine or SemShare.from_pretrained(model, dtype=dtype)
+    engine = engine or load_engine(model, dtype=dtype, progress=progress)
     policy = policy or ReusePolicy()
     policies = {FULL: ReusePolicy(mode="off"), SEMANTIC: policy, UNGUARDED: UNGUARDED_POLICY}
-    pairs = fact_pairs(limit=limit, seed=seed)
+    with status_line("writing the texts…", enabled=progress):
+        pairs = fact_pairs(limit=limit, seed=seed)
     total = sum(len(pair.questions) for pair in pairs)
     kinds: list[str] = []
     choices: dict[str, list[Choice]] = {method: [] for method in METHODS}

@@ -67,7 +67,8 @@ def unrelated(material: Material, limit: int) -> list[Example]:
 
 def _cut_passages(material: Material, wanted: int) -> list[tuple[Passage, str, str]]:
     """Passages whose target text fills the prompt, with that text and the donor's same verses."""
-    found = passages(material.tokens // TOKENS_PER_VERSE + 1, seed=material.seed)
+    verses_wanted = material.tokens // TOKENS_PER_VERSE + 1
+    found = passages(verses_wanted, material.split, seed=material.seed)
     if len(found) < wanted:
         raise InvalidRequest(
             f"{wanted} passages of {material.tokens} tokens wanted, there are {len(found)}: "

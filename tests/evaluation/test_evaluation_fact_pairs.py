@@ -75,4 +75,6 @@ def test_there_are_questions_enough_of_every_kind() -> None:
 def test_a_limit_counts_questions_and_keeps_both_kinds_of_text() -> None:
     limited = fact_pairs(limit=20)
     assert sum(len(pair.questions) for pair in limited) == 20
-    assert {pair.id for pair in limited} & {pair.id for pair in PAPERS}
+    ids = {pair.id for pair in limited}
+    assert ids & {pair.id for pair in PAPERS}
+    assert ids & {pair.id for pair in TEMPLATES}

@@ -1,16 +1,32 @@
 import json
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.cells import cell_len
 from tiny import tiny_engine
 
-from semshare import BenchmarkRefused, InvalidRequest, Provenance, ReusePolicy, Score, Timings
-from semshare.evaluation import demo
+from semshare import (
+    BenchmarkRefused,
+    InvalidRequest,
+    Provenance,
+    ReusePolicy,
+    Score,
+    SemShare,
+    Timings,
+)
+from semshare.engine import loading
+from semshare.evaluation import bench, demo, facts, progress
 from semshare.evaluation.bench import run_ttft
-from semshare.evaluation.bounds import SPEED_FIELDS, FidelityMissed
+from semshare.evaluation.bounds import FidelityMissed
+from semshare.evaluation.datasets import paraphrase_pairs
 from semshare.evaluation.facts import fact_pairs, judge, run_facts
+from semshare.evaluation.measure import Bench, median_timings
+from semshare.evaluation.paper_scenarios import question_last
 
 # Everything but the question's last token from the donor: no fidelity on a random model.
 CARELESS = ReusePolicy(
@@ -59,11 +75,65 @@ def test_a_run_whose_fidelity_misses_reports_no_speed() -> None:
         )
     assert isinstance(caught.value, BenchmarkRefused)
     record = caught.value.record
-    assert not set(SPEED_FIELDS) & set(record)
+    seconds = re.compile(r"_s$|speed|efficiency|percentile|break_even")
+    assert not [name for name in all_names(record) if seconds.search(name)]
     assert record["kl"] > 0.01
     assert record["pgr"] is not None
     assert record["sources"]["span"] > 0.5
     assert str(record["kl"]) in str(caught.value)
+
+
+def all_names(value: object) -> list[str]:
+    """The names of a record's fields, those of the records in it too."""
+    if isinstance(value, dict):
+        return [*value, *(name for inner in value.values() for name in all_names(inner))]
+    return [name for inner in value for name in all_names(inner)] if isinstance(value, list) else []
+
+
+def test_transformers_first_call_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter((100.0, 2.0, 4.0))
+    monkeypatch.setattr(Bench, "plain_transformers_s", lambda *_: next(seconds))
+    record = run_ttft(
+        "prefix", tokens=700, limit=2, repeats=1, progress=False, engine=tiny_engine()
+    )
+    assert record["transformers_full_s"] == 3.0
+
+
+def test_each_stage_has_a_median_of_its_own() -> None:
+    names = [field.name for field in fields(Timings)]
+    runs = [
+        Timings(**{name: float((shift + index) % 3) for index, name in enumerate(names)})
+        for shift in range(3)
+    ]
+    assert median_timings(runs) == Timings(*(1.0 for _ in names))
+
+
+def test_a_bundled_model_is_converted_before_the_line_about_loading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(loading, "bundled_model_path", lambda name: done.append(f"convert {name}"))
+    monkeypatch.setattr(SemShare, "from_pretrained", lambda name, **_: done.append(f"load {name}"))
+    progress.load_engine("smollm2")
+    progress.load_engine("a/folder")
+    assert done == ["convert smollm2", "load smollm2", "load a/folder"]
+
+
+def test_a_run_says_what_it_waits_for_before_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def say(text: str, *, enabled: bool) -> AbstractContextManager[None]:
+        assert enabled
+        said.append(text)
+        return nullcontext()
+
+    for module in (bench, facts, progress):
+        monkeypatch.setattr(module, "status_line", say)
+    monkeypatch.setattr(SemShare, "from_pretrained", lambda *_, **__: tiny_engine())
+    bench.run_ttft("prefix", tokens=700, limit=1, repeats=1, model="a/folder")
+    assert said == ["loading a/folder…", "loading a/folder…", "choosing the texts…"]
+    facts.run_facts(limit=1, model="a/folder")
+    assert said[-3:] == ["loading a/folder…", "loading a/folder…", "writing the texts…"]
 
 
 @pytest.mark.parametrize("argument", ["tokens", "limit", "repeats"])
@@ -123,15 +193,41 @@ def test_facts_without_a_difference_are_refused() -> None:
 
 def test_the_demo_has_five_kinds_of_prompt() -> None:
     cases = demo.demo_cases(tiny_engine())
-    again, shifted, rewritten, facts, unrelated = cases
+    again, shifted, rewritten, reports, unrelated = cases
     assert [case.donor is None for case in cases] == [False] * 4 + [True]
     assert common_start(again) > 0.8 * len(text_of(again.target))
-    for case in (shifted, rewritten, facts):
+    for case in (shifted, rewritten, reports):
         assert common_start(case) < 100
-    fact, other = (words.split()[-1] for words in facts.note.split(", "))
-    assert fact in text_of(facts.target)
-    assert other not in text_of(facts.target)
+    fact, other = (words.split()[-1] for words in reports.note.split(", "))
+    assert fact.isdigit()
+    assert fact in text_of(reports.target)
+    assert other not in text_of(reports.target)
     assert text_of(unrelated.target) not in {text_of(case.target) for case in cases[:4]}
+
+
+def test_the_demo_shows_a_passage_that_nothing_was_tuned_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = tiny_engine()
+    tuned_on = paraphrase_pairs("val")[1]
+    length = len(engine.encode(question_last(tuned_on.rewrite, "outcome")))
+    monkeypatch.setattr(demo, "PROMPT_TOKENS", length)  # the nearest of all twelve would be this
+    shown = text_of(demo.demo_cases(engine)[2].target)
+    assert [pair.rewrite in shown for pair in paraphrase_pairs("test")].count(True) == 1
+
+
+@pytest.mark.real_model
+def test_the_bundled_model_tells_the_demos_fact_from_the_donors() -> None:
+    engine = SemShare.from_pretrained("smollm2", dtype="float32")
+    case = demo.demo_cases(engine)[3]
+    assert case.donor is not None
+    fact, other = (words.split()[-1] for words in case.note.split(", "))
+    engine.remember(case.donor)
+    for policy in (ReusePolicy(mode="off"), ReusePolicy()):
+        answer = engine.generate(case.target, max_tokens=demo.ANSWER_TOKENS, policy=policy)
+        assert fact in answer.text
+        assert other not in answer.text
+    assert answer.provenance.reused > 0.5 * answer.prompt_tokens
 
 
 def text_of(messages: demo.Messages) -> str:
@@ -144,12 +240,14 @@ def common_start(case: demo.Case) -> int:
     return next(i for i, (a, b) in enumerate(pairs) if a != b)
 
 
-def test_the_demo_prints_its_table_and_answers(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_demo_prints_its_tables_and_answers(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = tiny_engine()
     first_two = demo.demo_cases(engine)[:2]
     monkeypatch.setattr(demo, "demo_cases", lambda engine: first_two)
+    monkeypatch.setenv("COLUMNS", str(width))
     record = demo.run_demo(engine=engine)
     exact_prefix, shifted = record["prompts"]
     assert exact_prefix["exact"]
@@ -157,7 +255,20 @@ def test_the_demo_prints_its_table_and_answers(
     assert shifted["sources"]["span"] > 0.5 * shifted["tokens"]
     assert json.loads(json.dumps(record)) == record
     printed = capsys.readouterr().out
-    assert "(a) another question, same paper" in printed
+    assert "…" not in printed
+    assert max(map(cell_len, printed.split("\n"))) <= max(width, demo.NARROWEST)
+    for row in record["prompts"]:
+        for number in (
+            f"{row['full_s']:.2f} s",
+            f"{row['reuse_s']:.2f} s",
+            f"{row['speedup']:.1f}×",
+            f"{row['compute_fraction']:.1%}",
+            f"{row['kl']:.4f}",
+            *map(str, row["sources"].values()),
+        ):
+            assert number in printed
+    if width >= 80:
+        assert printed.count("(a) another question, same paper") == 3
     assert printed.count("\n  reuse  ") == 2
 
 

@@ -6,6 +6,7 @@ from tiny import tiny_tokenizer
 
 from semshare.errors import InvalidRequest
 from semshare.evaluation.bounds import Bounds
+from semshare.evaluation.datasets import Split
 from semshare.evaluation.material import Example, Material, Messages
 from semshare.evaluation.scenarios import SCENARIOS, scenario_named
 
@@ -26,8 +27,15 @@ def count(messages: Messages) -> int:
     return len(text.encode())
 
 
-def build(name: str, limit: int = EXAMPLES, tokens: int = TOKENS) -> list[Example]:
-    return scenario_named(name).build(Material(count, tokens), limit)
+def build(
+    name: str,
+    limit: int = EXAMPLES,
+    tokens: int = TOKENS,
+    *,
+    seed: int = 0,
+    split: Split = "test",
+) -> list[Example]:
+    return scenario_named(name).build(Material(count, tokens, seed, split), limit)
 
 
 def body(messages: Messages) -> str:
@@ -39,8 +47,8 @@ def test_targets_have_the_asked_length(name: str) -> None:
     examples = build(name)
     assert len(examples) == EXAMPLES
     for example in examples:
-        low = 0.8 if name == "paraphrase" else 0.9
-        high = 1.2 if name == "paraphrase" else 1.02
+        low = 0.45 if name == "paraphrase" else 0.9
+        high = 1.55 if name == "paraphrase" else 1.02
         assert low * TOKENS <= count(example.target) <= high * TOKENS
         assert len({example.id for example in examples}) == EXAMPLES
 
@@ -48,6 +56,18 @@ def test_targets_have_the_asked_length(name: str) -> None:
 @EVERY
 def test_examples_are_the_seeds(name: str) -> None:
     assert build(name) == build(name)
+    # Rewritten passages come in the order of their lengths.
+    assert (build(name) == build(name, seed=1)) == (name == "paraphrase")
+
+
+@EVERY
+def test_val_has_other_texts_than_test(name: str) -> None:
+    ids = [
+        {part for one in build(name, split=split) for part in one.id.split("/")[0].split("+")}
+        for split in ("val", "test")
+    ]
+    assert ids[0]
+    assert not ids[0] & ids[1]
 
 
 @EVERY
@@ -90,7 +110,8 @@ def test_multi_donor_reorders_papers_that_each_have_a_donor() -> None:
 def test_paraphrase_asks_one_question_of_each_pair_before_a_second() -> None:
     examples = build("paraphrase", limit=100)
     ids = [example.id.split("/")[0] for example in examples]
-    assert len(set(ids[: len(ids) // 2])) == len(ids) // 2
+    assert len(ids) == 12  # every pair of the split, whatever its length
+    assert len(set(ids[:6])) == len(set(ids[6:])) == 6
     with pytest.raises(InvalidRequest, match="ask for another length"):
         build("paraphrase", tokens=100_000)
 
@@ -128,8 +149,8 @@ def test_an_unknown_scenario_names_the_known_ones() -> None:
 
 def test_default_limits_shrink_with_length() -> None:
     shifted = scenario_named("shifted")
-    assert shifted.default_limit(1200) == 10
-    assert 3 <= shifted.default_limit(5000) < 10
+    assert shifted.default_limit(1200) == 12
+    assert 3 <= shifted.default_limit(5000) < 12
 
 
 GOOD = {
