@@ -90,13 +90,12 @@ class Alignment:
 class DeviationSchedule:
     """Per-layer recompute by KV deviation, the executor's only dynamic row choice.
 
-    Layers before `full_layers` run on all candidate rows. From then on layer l keeps the
-    `keep[l]` candidate rows whose key and value differ most from the reused ones (squared L2),
-    a set that only shrinks with depth (CacheBlend, arXiv 2405.16444; SemShareKV, 2509.24832).
+    Layer l computes keys and values of the candidate rows that are left, and keeps the `keep[l]` of
+    them whose keys and values differ most from the reused ones (squared L2), a set that only
+    shrinks with depth (CacheBlend, arXiv 2405.16444; SemShareKV, 2509.24832).
     """
 
-    full_layers: int
-    keep: tuple[int, ...]  # [layers] rows kept, besides those that are fresh anyway
+    keep: tuple[int, ...]  # [layers] candidate rows that go on from each layer
     candidates: Positions  # rows that may be chosen
 
 
@@ -106,7 +105,7 @@ class ReusePlan:
 
     ids: Ids  # [n]
     source: NDArray[np.uint8]  # [n] TokenSource
-    donor: NDArray[np.int32]  # [n] index into `donors`, −1 for fresh and for undonated prefixes
+    donor: NDArray[np.int32]  # [n] index into `donors`, −1 for fresh and for prefixes of no donor
     position: Positions  # [n] position in the donor, −1 for fresh
     slots: Slots  # [n] pool slot of the reused KV, −1 for fresh
     donors: tuple[str, ...]
@@ -125,6 +124,16 @@ class ReusePlan:
         if self.deviation is not None:
             run[self.deviation.candidates] = True
         return np.flatnonzero(run)
+
+    @property
+    def compute_fraction(self) -> float:
+        """Share of all (token, layer) pairs it computes; a row that a layer drops ran in it."""
+        fresh = np.count_nonzero(self.source == TokenSource.FRESH)
+        candidates = 0.0  # mean over the layers
+        if self.deviation is not None:
+            keep = self.deviation.keep
+            candidates = (len(self.deviation.candidates) + sum(keep[:-1])) / len(keep)
+        return float(fresh + candidates) / max(len(self.ids), 1)
 
     @property
     def is_exact(self) -> bool:

@@ -9,6 +9,17 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run. How long one takes says more about the machine than the code.
+settings.register_profile(
+    "semshare",
+    derandomize=True,
+    deadline=None,
+    stateful_step_count=30,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("semshare")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Attention, re-alignment and token matching over a pool of reused and fresh KV.
 
-Every op has one signature and a plain-torch definition in `reference`; the function exported
-here chooses the implementation by device.
+`mixed_attention` has a plain-torch definition in `reference` and chooses its implementation by
+device. Re-alignment is torch on every device; token codes are compared by NumPy on the CPU.
 """
 
 from semshare_kernels.mixed_attention import (

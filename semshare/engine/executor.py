@@ -115,7 +115,7 @@ class Executor:
             q, k, v = self.adapter.attention_inputs(index, hidden)
             k = rows.rotate(k, self.adapter.rope_kinds[index], shift=0)
             layer_keys, layer_values = self.pool.keys[index], self.pool.values[index]
-            if deviation is not None and index >= deviation.full_layers:
+            if deviation is not None:
                 kept = keep_most_deviating(
                     deviation, index, rows.positions, k, v, layer_keys[slots], layer_values[slots]
                 )

@@ -78,7 +78,7 @@ def lay_out(plan: ReusePlan) -> Layout:
         own=np.flatnonzero(is_own),
         copied=copied,
         copied_slots=plan.slots[copied],
-        copied_shift=(position - plan.position)[copied].astype(np.int64),
+        copied_shift=shift[copied],
     )
 
 

@@ -24,7 +24,6 @@ def shrinking_schedule(candidates: Positions, n_layers: int, budget: int) -> Dev
     sizes = np.linspace(1.5, 0.5, max(n_layers - 1, 1)) * budget
     keep = [len(candidates), *np.ceil(sizes).astype(int).tolist()][:n_layers]
     return DeviationSchedule(
-        full_layers=1,
         keep=tuple(min(int(k), len(candidates)) for k in keep),
         candidates=candidates,
     )

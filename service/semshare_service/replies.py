@@ -70,28 +70,10 @@ def match_body(plan: ReusePlan) -> Body:
         "object": "match",
         "prompt_tokens": len(plan.ids),
         "exact": plan.is_exact,
-        "compute_fraction": planned_compute_fraction(plan),
+        "compute_fraction": plan.compute_fraction,
         "tokens": plan.counts,
         "spans": token_runs(plan.source, plan.donor, plan.position, plan.donors, plan.reasons),
     }
-
-
-def planned_compute_fraction(plan: ReusePlan) -> float:
-    """(token, layer) pairs the plan computes, over all of them; 0.0 for an empty prompt."""
-    tokens = len(plan.ids)
-    if tokens == 0:
-        return 0.0
-    fresh = len(plan.fresh_rows)
-    if plan.deviation is None:
-        return fresh / tokens
-    schedule = plan.deviation
-    candidates = len(schedule.candidates)
-    computed = 0
-    for layer, keep in enumerate(schedule.keep):
-        computed += fresh + candidates
-        if layer >= schedule.full_layers:  # a row is dropped after its KV was computed here
-            candidates = min(candidates, keep)
-    return computed / (tokens * len(schedule.keep))
 
 
 def token_runs(

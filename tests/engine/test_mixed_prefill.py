@@ -73,7 +73,7 @@ def logits_by_definition(engine: SemShare, plan: ReusePlan) -> torch.Tensor:
             stored = realign_keys(stored, *rotation[kind])
         keys, values = (torch.zeros(n, *key.shape[1:]) for _ in range(2))
         keys[reused], values[reused] = stored, pool.values[index][slots]
-        if plan.deviation is not None and index >= plan.deviation.full_layers:
+        if plan.deviation is not None:
             kept = keep_most_deviating(
                 plan.deviation, index, rows.numpy(), key, value, keys[rows], values[rows]
             )

@@ -56,9 +56,10 @@ def test_no_book_is_in_two_splits() -> None:
         split: {passage.id.split(":")[0] for passage in datasets.passages(30, split)}
         for split in datasets.SPLITS
     }
-    assert all(len(found) >= 15 for found in books.values())
+    assert min(len(books["test"]), len(books["train"])) >= 15
     assert sum(map(len, books.values())) == len(set().union(*books.values()))
-    assert not {"1", "8", "17", "32", "41"} & books["test"]  # looked at while tuning
+    looked_at = {"1", "8", "17", "18", "20", "24", "27", "32", "41"}
+    assert books["val"] == looked_at  # while tuning
     with pytest.raises(InvalidRequest, match="unknown split 'dev'"):
         datasets.passages(30, "dev")  # type: ignore[arg-type]
 

@@ -40,7 +40,7 @@ def plan_of(runs: Sequence[Run], candidates: Sequence[int] | None = None) -> Reu
     n = len(source)
     schedule = None
     if candidates is not None:
-        schedule = DeviationSchedule(1, (len(candidates),), np.array(candidates, dtype=np.int32))
+        schedule = DeviationSchedule((len(candidates),), np.array(candidates, dtype=np.int32))
     return ReusePlan(
         ids=np.zeros(n, np.int32),
         source=np.array(source, np.uint8),

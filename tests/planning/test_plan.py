@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from properties import examples
 
 from semshare import FreshReason, ReusePlan, ReusePolicy, TokenSource
 from semshare.planning.plan import DonorTokens, full_plan, make_plan
-from semshare.types import Alignment
+from semshare.types import Alignment, DeviationSchedule
 
 FRESH, PREFIX, SPAN, FUZZY = TokenSource
 REUSED, UNMATCHED, FACT, EDGE, SELECTED, HEAD = FreshReason
@@ -240,3 +241,12 @@ def test_counts_name_every_source() -> None:
 def test_a_missing_query_attention_is_an_error_and_not_a_silent_none() -> None:
     with pytest.raises(AssertionError, match="question's attention"):
         plan_of([FUZZY] * 5, policy(selection="query_attention", recompute=0.5))
+
+
+def test_the_planned_compute_fraction_counts_rows_where_they_run() -> None:
+    plan = plan_of([FRESH] * 3 + [FUZZY] * 6 + [FRESH], policy())
+    assert plan.compute_fraction == 0.4
+    # 4 fresh rows and 6 candidates; what a layer drops has run in it.
+    schedule = DeviationSchedule((6, 3, 2, 1), np.arange(3, 9, dtype=np.int32))
+    planned = replace(plan, deviation=schedule)
+    assert planned.compute_fraction == pytest.approx((4 + (6 + 6 + 3 + 2) / 4) / 10)

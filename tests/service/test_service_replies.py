@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semshare.types import DeviationSchedule, FreshReason, ReusePlan, TokenSource
-from semshare_service.replies import match_body, planned_compute_fraction, token_runs
+from semshare.types import FreshReason, ReusePlan, TokenSource
+from semshare_service.replies import match_body, token_runs
 
 tokens = st.tuples(
     st.sampled_from(list(TokenSource)), st.integers(-1, 1), st.integers(-1, 3), st.integers(0, 4)
 )
 
 
-def plan_of(fresh: int, total: int, deviation: DeviationSchedule | None = None) -> ReusePlan:
+def plan_of(fresh: int, total: int) -> ReusePlan:
     source = np.full(total, TokenSource.SPAN, np.uint8)
     source[:fresh] = TokenSource.FRESH
     reused = source != TokenSource.FRESH
@@ -27,7 +26,6 @@ def plan_of(fresh: int, total: int, deviation: DeviationSchedule | None = None) 
         slots=np.where(reused, np.arange(total), -1).astype(np.int64),
         donors=("d",),
         reasons=np.where(reused, 0, FreshReason.UNMATCHED).astype(np.uint8),
-        deviation=deviation,
     )
 
 
@@ -62,12 +60,3 @@ def test_runs_are_as_long_as_they_can_be() -> None:
     ]
     assert runs[0]["reason"] == "unmatched"
     assert (runs[1]["donor"], runs[1]["donor_start"], runs[1]["reason"]) == ("d", 3, None)
-
-
-def test_planned_compute_fraction() -> None:
-    assert planned_compute_fraction(plan_of(3, 10)) == pytest.approx(0.3)
-    assert planned_compute_fraction(plan_of(0, 0)) == 0.0
-    # 3 fresh rows and 7 candidates run in three layers. The third keeps 4 candidates for the
-    # fourth, which would keep 2 for a fifth.
-    schedule = DeviationSchedule(2, (7, 7, 4, 2), np.arange(3, 10, dtype=np.int32))
-    assert planned_compute_fraction(plan_of(3, 10, schedule)) == pytest.approx(37 / 40)
