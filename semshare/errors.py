@@ -13,6 +13,8 @@ SemShareError
 Every message names the value, the limit and the way out.
 """
 
+from __future__ import annotations
+
 
 class SemShareError(Exception):
     """Base of every error semshare raises on purpose."""
@@ -37,6 +39,9 @@ class PromptTooLong(InvalidRequest):
         self.tokens = tokens
         self.limit = limit
 
+    def __reduce__(self) -> tuple[type[PromptTooLong], tuple[int, int]]:
+        return type(self), (self.tokens, self.limit)  # errors cross processes, too
+
 
 class NotFound(SemShareError, LookupError):
     """No such donor in this namespace."""
@@ -58,6 +63,10 @@ class PoolExhausted(SemShareError):
             f"{wanted} KV slots wanted, {free} of {total} free and nothing left to evict: "
             "raise kv_budget_bytes, unpin or forget donors, or shorten the prompt"
         )
+        self._numbers = (wanted, free, total)
+
+    def __reduce__(self) -> tuple[type[PoolExhausted], tuple[int, int, int]]:
+        return type(self), self._numbers
 
 
 class BenchmarkRefused(SemShareError):

