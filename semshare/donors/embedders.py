@@ -18,6 +18,8 @@ from semshare.types import Ids
 
 Vector = NDArray[np.float32]
 
+_ROWS = 8192  # of the vocabulary in float32 at a time
+
 
 class Embedder(Protocol):
     """Makes unit vectors `[dim]` of prompts; similar prompts get similar vectors."""
@@ -47,16 +49,21 @@ class ModelEmbedder:
     _SMOOTHING = 1e-5
 
     def __init__(self, embedding_weight: Tensor) -> None:
-        table = embedding_weight.detach().float().cpu()
+        table = embedding_weight.detach()
         ranks = torch.arange(1, len(table) + 1, dtype=torch.float32)
         probability = 1.0 / (ranks * math.log(len(table) + 1))
         weights = self._SMOOTHING / (self._SMOOTHING + probability)
-        table = table - table.mean(dim=0)
-        # The direction in which a text's weighted tokens vary most: the common component.
-        spread = table * (weights * probability.sqrt())[:, None]
-        common = torch.linalg.eigh(spread.T @ spread).eigenvectors[:, -1]
-        table -= torch.outer(table @ common, common)
-        self._table: NDArray[np.float32] = table.numpy()
+        mean = table.mean(dim=0, dtype=torch.float32).cpu()
+        # The direction in which a text's weighted tokens vary most: the common component. In parts,
+        # since a float32 copy of the vocabulary is as large as a small model's other weights.
+        covariance = torch.zeros(len(mean), len(mean))
+        spread = weights * probability.sqrt()
+        for part, scale in zip(torch.split(table, _ROWS), torch.split(spread, _ROWS), strict=True):
+            rows = (part.float().cpu() - mean) * scale[:, None]
+            covariance += rows.T @ rows
+        self._table = table
+        self._mean = mean
+        self._common = torch.linalg.eigh(covariance).eigenvectors[:, -1]
         self._weights: NDArray[np.float32] = weights.numpy()
 
     @property
@@ -68,7 +75,10 @@ class ModelEmbedder:
         """Weighted mean of the token types' embeddings, as a unit vector."""
         types, counts = np.unique(ids, return_counts=True)
         weights = self._weights[types] * np.log1p(counts).astype(np.float32)
-        return _unit(weights @ self._table[types])
+        rows = self._table[torch.from_numpy(types).to(self._table.device, torch.int64)]
+        pooled = torch.from_numpy(weights) @ (rows.float().cpu() - self._mean)
+        pooled -= (pooled @ self._common) * self._common
+        return _unit(pooled.numpy())
 
 
 class SentenceEmbedder:

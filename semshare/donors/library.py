@@ -222,6 +222,8 @@ class DonorLibrary:
                 self._drop_if_empty(name)
                 continue
             unpinned = [donor for donor in self._donors() if not donor.pinned]
+            if not unpinned:
+                return  # a cached prefix that is read in part keeps all of its pages
             oldest = min(unpinned, key=lambda donor: donor.last_used)
             self.remove(oldest.namespace, oldest.id)
             self.evicted_donors += 1

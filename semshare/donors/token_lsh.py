@@ -18,6 +18,7 @@ from semshare_kernels.simhash import Codes
 
 CODE_BITS = 256
 _ROPE_BASE = 10_000.0
+_ROWS = 8192  # of the vocabulary in float32 at a time
 _SKETCH_DIM = 128  # embeddings are projected to this many dimensions once, when the engine starts
 
 
@@ -30,12 +31,16 @@ class TokenLSH:
     """
 
     def __init__(self, embedding_weight: Tensor) -> None:
-        table = embedding_weight.detach().float().cpu()
-        table = torch.nn.functional.normalize(table - table.mean(dim=0), dim=-1)
+        table = embedding_weight.detach()
+        mean = table.mean(dim=0, dtype=torch.float32).cpu()
         # A random projection keeps angles (Johnson–Lindenstrauss) at a fifth of the work.
         generator = torch.Generator().manual_seed(0)
         sketch = torch.randn(table.shape[1], _SKETCH_DIM, generator=generator)
-        self._table = table @ sketch  # [vocab, sketch]
+        sketched = [
+            torch.nn.functional.normalize(part.float().cpu() - mean, dim=-1) @ sketch
+            for part in torch.split(table, _ROWS)
+        ]
+        self._table = torch.cat(sketched)  # [vocab, sketch]
         self._planes = simhash_planes(_SKETCH_DIM, CODE_BITS, seed=1)
         exponents = torch.arange(0, _SKETCH_DIM, 2, dtype=torch.float32) / _SKETCH_DIM
         self._inv_freq = _ROPE_BASE**-exponents

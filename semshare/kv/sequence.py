@@ -109,7 +109,7 @@ class KVSequence:
         try:
             reserved = min(room, ROOM_TOKENS)
             pages = pool.allocate(len(layout.own) + reserved)
-        except Exception:
+        except BaseException:
             pool.release(shared_pages)
             raise
         self._shared_pages = shared_pages

@@ -266,6 +266,15 @@ def test_a_prefix_that_is_read_is_not_evicted(library: DonorLibrary, pool: KVPoo
     assert library.namespace("n").prefixes.match(ids_from(0, 8)).tokens == 8
 
 
+def test_a_prefix_that_is_read_in_part_is_not_evicted(library: DonorLibrary, pool: KVPool) -> None:
+    pages = pool.allocate(8)
+    library.cache_prefix("n", ids_from(0, 8), pages)
+    pool.release(pages[1:])  # a request still reads the first page
+    with pytest.raises(PoolExhausted):
+        pool.allocate(11 * 4)
+    assert library.namespace("n").prefixes.match(ids_from(0, 8)).tokens == 8
+
+
 class FailsOnce(HashEmbedder):
     """An embedder whose first call fails, as a model out of memory would."""
 
