@@ -159,8 +159,8 @@ class SemShare:
         with self._lock:
             for name in [namespace] if namespace is not None else self.library.names:
                 self.library.clear(name)
-                self._session.keeper.drop_all_pending(name)
-                self._session.monitor.reset(name)
+            self._session.keeper.drop_all_pending(namespace)
+            self._session.monitor.reset(namespace)
 
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
         """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`).
@@ -238,7 +238,7 @@ class SemShare:
 
         Args:
             prompt: text, chat messages or token ids.
-            max_tokens: most tokens of the answer; the context's end stops it too.
+            max_tokens: most tokens of the answer; the context's end and a full pool stop it too.
             policy: how to reuse other prompts' KV; the measured defaults if None.
             namespace: whose donors may be used.
             temperature, top_p, top_k, seed: see `SamplingParams`; greedy by default.

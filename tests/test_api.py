@@ -26,6 +26,7 @@ from semshare import (
 )
 from semshare.engine import keeper
 from semshare.engine.sampling import Sampler
+from semshare.kv import sequence
 
 OFF = ReusePolicy(mode="off")
 PREFIX = ReusePolicy(mode="prefix")
@@ -424,6 +425,36 @@ def test_forgetting_everything_forgets_what_waits_too(engine: SemShare) -> None:
     engine.complete_pending()
     assert engine.donors(namespace="a") == []
     assert len(engine.donors(namespace="b")) == 2
+
+
+def test_forgetting_everything_forgets_what_waits_in_namespaces_that_hold_nothing(
+    engine: SemShare,
+) -> None:
+    donor = engine.remember(DONOR)
+    engine.generate(REWORDED, max_tokens=1, policy=replace(SEMANTIC, remember=True))
+    used = replace(SEMANTIC, max_divergence=1e-9, fact_guard=False)
+    engine.verify(REWORDED, policy=used, max_tokens=4)
+    engine.forget(donor.id)
+    engine.forget_all()
+    assert engine.stats()["pending"] == 0
+    assert engine.generate(REWORDED, policy=used, max_tokens=1).provenance.mode == "semantic"
+
+
+def test_an_answer_ends_where_the_pool_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sequence, "ROOM_TOKENS", 16)
+    engine = tiny_engine(kv_budget_bytes=16 * 16 * 1024)
+    engine._session.eos = frozenset()
+    prompt = words(100, 9)
+    block = engine.pool.allocate((engine.pool.free_pages - 9) * 16)
+    answer = engine.generate(prompt, max_tokens=200, policy=OFF)
+    assert answer.finish_reason == "length"
+    assert 9 * 16 - 100 <= len(answer.token_ids) <= 9 * 16 - 100 + 1
+    engine.pool.release(block)
+    assert (
+        engine.generate(prompt, max_tokens=60, policy=OFF).token_ids[:40] == (answer.token_ids[:40])
+    )
 
 
 def test_not_remembering_leaves_no_donor(engine: SemShare) -> None:

@@ -196,6 +196,8 @@ class DonorLibrary:
 
     def cache_prefix(self, namespace: str, ids: Ids, pages: Pages) -> None:
         """Keep the whole pages of an exact sequence for prefix hits, without making it a donor."""
+        if len(ids) < self._pool.page_size:
+            return  # not one whole page, and no reason to make a namespace
         self.namespace(namespace).prefixes.insert(ids, pages, owner=None)
 
     @property
@@ -223,7 +225,7 @@ class DonorLibrary:
                 continue
             unpinned = [donor for donor in self._donors() if not donor.pinned]
             if not unpinned:
-                return  # a cached prefix that is read in part keeps all of its pages
+                return  # what is left hangs above a cached prefix that is read at present
             oldest = min(unpinned, key=lambda donor: donor.last_used)
             self.remove(oldest.namespace, oldest.id)
             self.evicted_donors += 1

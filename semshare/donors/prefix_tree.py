@@ -126,11 +126,11 @@ class PrefixTree:
             step.locks -= 1
 
     def oldest_leaf(self) -> PrefixNode | None:
-        """The least recently used leaf that nobody has locked or reads at present."""
+        """The least recently used leaf that is not locked and would free at least a page."""
         leaves = (
             node
             for node in self.nodes()
-            if not node.children and not node.locks and self._pool.references(node.pages).max() == 1
+            if not node.children and not node.locks and self._pool.references(node.pages).min() == 1
         )
         return min(leaves, key=lambda n: n.last_used, default=None)
 

@@ -13,6 +13,7 @@ from semshare.engine.executor import AttentionRecord, Executor
 from semshare.engine.sampling import Sampler
 from semshare.engine.served import Served, Stopwatch
 from semshare.engine.text import TextAssembler
+from semshare.errors import PoolExhausted
 from semshare.types import FinishReason, TextDelta
 
 
@@ -60,8 +61,11 @@ class Decoding:
                 break
             if len(self.tokens) == self.max_tokens:
                 break
-            with lock, torch.inference_mode():
-                logits = self._step(served, token)
+            try:
+                with lock, torch.inference_mode():
+                    logits = self._step(served, token)
+            except PoolExhausted:
+                break  # "length": what has been answered is worth more than an error
         piece = self.text.finish()
         if piece or given < len(self.tokens):
             yield TextDelta(piece, self.tokens[given:])

@@ -56,9 +56,9 @@ class Keeper:
         self._pending[key] = ids
         return True
 
-    def drop_all_pending(self, namespace: str) -> None:
-        """No prompt of a namespace waits any longer."""
-        for key in [key for key in self._pending if key[0] == namespace]:
+    def drop_all_pending(self, namespace: str | None) -> None:
+        """No prompt of a namespace, or of any, waits any longer."""
+        for key in [key for key in self._pending if namespace in (None, key[0])]:
             del self._pending[key]
 
     def cache_prefix(self, served: Served, ids: Ids, namespace: str) -> None:

@@ -52,7 +52,7 @@ NEGATION_SCOPE = 4
 # A jump over more donor tokens than this is a cut to another place, not an omission.
 MAX_SKIP = 8
 
-_SENTENCE_ENDS = ("", ".", "!", "?", "\n", ":")
+_SENTENCE_ENDS = (".", "!", "?", "\n", ":")
 _OPENERS = " \"'“‘(["  # may stand between a sentence's end and its first word
 _LOOK_BACK = 16  # characters in which a sentence's end is looked for
 # A token's text shows U+FFFD for a part of a character, which may be a letter.
@@ -110,7 +110,8 @@ def mark_facts(ids: Ids, pieces: Callable[[Ids], Sequence[str]]) -> FactMarks:
     for match in _WORD.finditer(text):
         word = match.group()
         before = text[max(match.start() - _LOOK_BACK, 0) : match.start()].rstrip(_OPENERS)[-1:]
-        is_fact = is_fact_word(word, starts_sentence=before in _SENTENCE_ENDS)
+        starts_sentence = before in _SENTENCE_ENDS if before else match.start() <= _LOOK_BACK
+        is_fact = is_fact_word(word, starts_sentence=starts_sentence)
         if is_fact or _is_qualifier(word):
             low = int(np.searchsorted(starts, match.start(), side="right")) - 1
             high = int(np.searchsorted(starts, match.end(), side="left"))

@@ -44,7 +44,7 @@ class DivergenceMonitor:
             mode = _STEPS_DOWN[mode]
         return mode
 
-    def reset(self, namespace: str) -> None:
-        """Forget a namespace's measurements."""
-        for key in [key for key in self._seen if key[0] == namespace]:
+    def reset(self, namespace: str | None) -> None:
+        """Forget the measurements of a namespace, or all."""
+        for key in [key for key in self._seen if namespace in (None, key[0])]:
             del self._seen[key]

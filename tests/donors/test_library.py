@@ -266,13 +266,38 @@ def test_a_prefix_that_is_read_is_not_evicted(library: DonorLibrary, pool: KVPoo
     assert library.namespace("n").prefixes.match(ids_from(0, 8)).tokens == 8
 
 
-def test_a_prefix_that_is_read_in_part_is_not_evicted(library: DonorLibrary, pool: KVPool) -> None:
+def test_a_prefix_that_is_read_in_part_gives_back_the_rest(
+    library: DonorLibrary, pool: KVPool
+) -> None:
     pages = pool.allocate(8)
     library.cache_prefix("n", ids_from(0, 8), pages)
     pool.release(pages[1:])  # a request still reads the first page
     with pytest.raises(PoolExhausted):
-        pool.allocate(11 * 4)
+        pool.allocate(12 * 4)
     assert library.namespace("n").prefixes.match(ids_from(0, 8)).tokens == 8
+    pool.release(pool.allocate(11 * 4))
+    pool.release(pages[:1])
+    assert pool.free_pages == PAGES
+
+
+def test_a_pinned_donor_does_not_hold_what_continues_it(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    """The donor's last page is full only of the sequence that was cached first."""
+    pages = pool.allocate(5 * 4)
+    library.cache_prefix("n", ids_from(0, 20), pages)
+    options = {"codes": np.zeros((6, 1), np.uint64), "history": NO_HISTORY, "marks": no_marks(6)}
+    library.add("n", ids_from(0, 6), pages, pinned=True, **options)
+    pool.release(pages)
+    keep(library, pool, ids_from(100, 16))
+    pool.release(pool.allocate(10 * 4))  # all but the two pages of the pinned donor
+    assert [info.pinned for info in library.infos("n")] == [True]
+
+
+def test_what_fills_no_page_makes_no_namespace(library: DonorLibrary, pool: KVPool) -> None:
+    pages = pool.allocate(3)
+    library.cache_prefix("short", ids_from(0, 3), pages)
+    assert library.names == []
 
 
 class FailsOnce(HashEmbedder):

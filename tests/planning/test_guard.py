@@ -108,6 +108,10 @@ def test_the_first_word_of_a_prompt_starts_a_sentence() -> None:
     assert facts_in('"Then" we go') == []
 
 
+def test_a_wide_gap_starts_no_sentence() -> None:
+    assert facts_in("name" + " " * 30 + "Alice") == ["Alice"]
+
+
 def test_all_tokens_of_a_word_carry_its_fact() -> None:
     assert facts_in("see Johannesburg there", r"\s?\w{1,4}") == ["Joha", "nnes", "burg"]
     assert facts_in("in 20245 x", r"\s?\w{1,2}") == ["20", "24", "5"]
