@@ -33,6 +33,7 @@ COMMANDS = {
         "bench ttft --scenario multi_donor --tokens 5000 --limit 2 --repeats 2 --json"
     ),
     "facts": "eval facts --json",
+    "start": "bench start --json",
 }
 
 

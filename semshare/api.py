@@ -129,15 +129,8 @@ class SemShare:
 
         """
         ids = self._session.encoder.prompt_ids(prompt)
-        policy = ReusePolicy(mode="prefix")
-        with self._lock, torch.inference_mode():
-            served = self._session.serve(ids, policy, namespace, room=self.config.history_tokens)
-        try:
-            history = self._session.first_history(served)
-            with self._lock:
-                return self._session.keeper.keep_donor(served, namespace, history, pinned=pinned)
-        finally:
-            self._session.end(served)
+        with self._session.computed(ids, namespace) as (served, history), self._lock:
+            return self._session.keeper.keep_donor(served, namespace, history, pinned=pinned)
 
     def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""
@@ -165,6 +158,8 @@ class SemShare:
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
         """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`).
 
+        One that `forget_all` drops meanwhile does not become a donor.
+
         Args:
             limit: at most so many of them, the oldest first; all if None.
 
@@ -172,19 +167,23 @@ class SemShare:
             PoolExhausted: no room; the prompt goes on waiting, behind the others.
 
         """
+        keeper = self._session.keeper
         finished: list[DonorInfo] = []
         while limit is None or len(finished) < limit:
             with self._lock:
-                waiting = self._session.keeper.take_pending()
+                waiting = keeper.take_pending()
             if waiting is None:
                 break
             namespace, ids = waiting
             try:
-                finished.append(self.remember(ids, namespace=namespace))
+                with self._session.computed(ids, namespace) as (served, history), self._lock:
+                    donor = keeper.keep_pending(served, namespace, history)
             except BaseException:
                 with self._lock:
-                    self._session.keeper.add_pending(namespace, ids)
+                    keeper.return_pending(namespace, ids)
                 raise
+            if donor is not None:
+                finished.append(donor)
         return finished
 
     # -------------------------------------------------------------- requests

@@ -245,6 +245,19 @@ def bench_ttft(
     _show(record, json_output)
 
 
+@bench.command("start")
+def bench_start(
+    repeats: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 5,
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    json_output: Json = False,
+) -> None:
+    """Time from a new process to a model that is ready."""
+    with _starting():
+        from semshare.evaluation.start import run_start  # noqa: PLC0415 - see above
+    _show(run_start(model=model, dtype=dtype, repeats=repeats), json_output)
+
+
 @evaluate.command("facts")
 def eval_facts(
     limit: Limit = None,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -213,7 +214,21 @@ class Session:
             log_failure("an answered prompt could not be kept", error)
             return "no", None
 
-    def first_history(self, served: Served) -> Scores:
+    @contextmanager
+    def computed(self, ids: Ids, namespace: str) -> Iterator[tuple[Served, Scores]]:
+        """A prompt computed in full, and the attention that its first answer paid to it.
+
+        Its KV is held until the block ends.
+        """
+        policy = ReusePolicy(mode="prefix")
+        with self.lock, torch.inference_mode():
+            served = self.serve(ids, policy, namespace, room=self.config.history_tokens)
+        try:
+            yield served, self._first_history(served)
+        finally:
+            self.end(served)
+
+    def _first_history(self, served: Served) -> Scores:
         """Attention that a greedy answer pays to each prompt token, `[n]`."""
         record = AttentionRecord()
         room = self.model.max_context - served.sequence.length

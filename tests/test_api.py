@@ -24,9 +24,14 @@ from semshare import (
     SemShare,
     TextDelta,
 )
+from semshare.donors.embedders import ModelEmbedder
+from semshare.donors.library import DonorLibrary
+from semshare.donors.token_lsh import TokenLSH
 from semshare.engine import keeper
 from semshare.engine.sampling import Sampler
+from semshare.engine.served import Served
 from semshare.kv import sequence
+from semshare.types import Scores
 
 OFF = ReusePolicy(mode="off")
 PREFIX = ReusePolicy(mode="prefix")
@@ -406,7 +411,7 @@ def test_what_waits_is_computed_a_few_at_a_time_and_what_fails_goes_last(
     for prompt in (REWORDED, MOVED):
         engine.generate(prompt, max_tokens=1, policy=used)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "remember", lambda *_args, **_options: pytest.fail("no room"))
+        patch.setattr(DonorLibrary, "add", lambda *_args, **_options: pytest.fail("no room"))
         with pytest.raises(pytest.fail.Exception):
             engine.complete_pending()
     assert engine.stats()["pending"] == 2
@@ -425,6 +430,33 @@ def test_forgetting_everything_forgets_what_waits_too(engine: SemShare) -> None:
     engine.complete_pending()
     assert engine.donors(namespace="a") == []
     assert len(engine.donors(namespace="b")) == 2
+
+
+@pytest.mark.parametrize(("forgotten", "kept"), [("default", 0), ("other", 1)])
+def test_what_is_forgotten_while_it_is_computed_is_not_kept(
+    engine: SemShare, monkeypatch: pytest.MonkeyPatch, forgotten: str, kept: int
+) -> None:
+    engine.remember(DONOR)
+    engine.generate(REWORDED, max_tokens=1, policy=replace(SEMANTIC, remember=True))
+    first_history = engine._session._first_history
+
+    def forget_meanwhile(served: Served) -> Scores:
+        engine.forget_all(forgotten)
+        return first_history(served)
+
+    monkeypatch.setattr(engine._session, "_first_history", forget_meanwhile)
+    assert len(engine.complete_pending()) == kept
+    assert len(engine.donors()) == 2 * kept
+    assert engine.complete_pending() == []
+
+
+def test_remembering_a_known_prompt_embeds_nothing_again(
+    engine: SemShare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = engine.remember(DONOR)
+    for owner, name in ((TokenLSH, "encode"), (ModelEmbedder, "embed"), (keeper, "mark_facts")):
+        monkeypatch.setattr(owner, name, lambda *_args: pytest.fail("done again"))
+    assert engine.remember(DONOR, pinned=True) == replace(info, pinned=True)
 
 
 def test_forgetting_everything_forgets_what_waits_in_namespaces_that_hold_nothing(

@@ -240,11 +240,13 @@ def test_demo_bench_and_eval_end_with_a_record(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr("semshare.evaluation.demo.run_demo", fake)
     monkeypatch.setattr("semshare.evaluation.bench.run_ttft", fake)
     monkeypatch.setattr("semshare.evaluation.facts.run_facts", fake)
+    monkeypatch.setattr("semshare.evaluation.start.run_start", fake)
     options = ("--limit", "3", "--dtype", "float32")
     for arguments in (
         ("demo",),
         ("bench", "ttft", "--scenario", "shifted", "--split", "val", "--tokens", "1200", *options),
         ("eval", "facts", *options),
+        ("bench", "start", "--repeats", "2"),
     ):
         code, output, _ = run(*arguments, "--json")
         assert code == 0
@@ -254,6 +256,7 @@ def test_demo_bench_and_eval_end_with_a_record(run: Run, monkeypatch: pytest.Mon
         ({"json_output": True},),
         ("shifted", {"tokens": 1200, "repeats": 3, "split": "val", **shared}),
         (shared,),
+        ({"model": "smollm2", "dtype": "auto", "repeats": 2},),
     ]
     code, output, _ = run("eval", "facts")
     assert output.split() == ["field", "value", "speedup", "6.5"]

@@ -100,22 +100,10 @@ class DonorLibrary:
         marks: FactMarks,
         pinned: bool,
     ) -> Donor:
-        """Keep a prompt whose KV on `pages` is exact.
-
-        A donor that it already is stays, on its own pages: it learns the new history, and is
-        pinned if either asks for that.
-        """
+        """Keep a prompt whose KV on `pages` is exact, and that is no donor yet (`renew`)."""
         vector = self.vector(ids)  # an embedder that fails leaves nothing half kept
         name = donor_id(namespace, ids)
         space = self.namespace(namespace)
-        known = space.donors.get(name)
-        if known is not None:
-            if len(known.history) and len(history):
-                history = known.history + history
-            known.history = history if len(history) else known.history
-            known.pinned |= pinned
-            known.last_used = next(self._clock)
-            return known
         pages = pages[: self._pool.pages_for(len(ids))].copy()
         self._pool.share(pages)
         node = space.prefixes.insert(ids, pages, owner=name)
@@ -138,6 +126,22 @@ class DonorLibrary:
         space.spans.add(name, ids)
         space.prompts.add(name, vector)
         return donor
+
+    def renew(self, namespace: str, ids: Ids, *, history: Scores, pinned: bool) -> Donor | None:
+        """The donor that a prompt is already, if it is one.
+
+        It stays on its own pages, learns the new history, and is pinned if either asks for that.
+        """
+        space = self._namespaces.get(namespace)
+        known = space.donors.get(donor_id(namespace, ids)) if space else None
+        if known is None:
+            return None
+        if len(known.history) and len(history):
+            history = known.history + history
+        known.history = history if len(history) else known.history
+        known.pinned |= pinned
+        known.last_used = next(self._clock)
+        return known
 
     def vector(self, ids: Ids) -> Vector:
         """A prompt's vector, as the prompt index compares it."""

@@ -36,6 +36,7 @@ class Keeper:
         self._lsh = lsh
         self._texts = texts
         self._pending: dict[tuple[str, bytes], Ids] = {}
+        self._taken: set[tuple[str, bytes]] = set()
 
     @property
     def pending(self) -> int:
@@ -43,10 +44,27 @@ class Keeper:
         return len(self._pending)
 
     def take_pending(self) -> tuple[str, Ids] | None:
-        """The prompt that waits longest, and its namespace; it waits no longer."""
+        """The prompt that waits longest, and its namespace; it is being computed now."""
         for key in self._pending:
+            self._taken.add(key)
             return key[0], self._pending.pop(key)
         return None
+
+    def keep_pending(self, served: Served, namespace: str, history: Scores) -> DonorInfo | None:
+        """Make a prompt that was taken a donor, unless it was dropped while it was computed."""
+        key = (namespace, served.plan.ids.tobytes())
+        if key not in self._taken:
+            return None
+        donor = self.keep_donor(served, namespace, history, pinned=False)
+        self._taken.discard(key)
+        return donor
+
+    def return_pending(self, namespace: str, ids: Ids) -> None:
+        """Let a prompt that was taken wait again, behind the others, unless it was dropped."""
+        key = (namespace, ids.tobytes())
+        if key in self._taken:
+            self._taken.discard(key)
+            self.add_pending(namespace, ids)
 
     def add_pending(self, namespace: str, ids: Ids) -> bool:
         """Let a prompt wait to be computed in full, unless too many wait already."""
@@ -57,9 +75,10 @@ class Keeper:
         return True
 
     def drop_all_pending(self, namespace: str | None) -> None:
-        """No prompt of a namespace, or of any, waits any longer."""
+        """No prompt of a namespace, or of any, waits any longer, or is kept once it is computed."""
         for key in [key for key in self._pending if namespace in (None, key[0])]:
             del self._pending[key]
+        self._taken = {key for key in self._taken if namespace not in (None, key[0])}
 
     def cache_prefix(self, served: Served, ids: Ids, namespace: str) -> None:
         """Let a finished sequence serve later prefix hits, if all of it is exact.
@@ -80,6 +99,9 @@ class Keeper:
         if not served.provenance.exact:
             raise AssertionError("approximate KV can't become a donor")
         ids = served.plan.ids
+        known = self._library.renew(namespace, ids, history=history, pinned=pinned)
+        if known is not None:
+            return known.info
         donor = self._library.add(
             namespace,
             ids,

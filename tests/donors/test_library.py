@@ -59,7 +59,7 @@ def keep(
     """Add a donor as a request does: on pages of its own, given back afterwards."""
     pages = pool.allocate(len(ids))
     try:
-        return library.add(
+        return library.renew(namespace, ids, history=history, pinned=pinned) or library.add(
             namespace,
             ids,
             pages,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from tiny import tiny_model, tiny_tokenizer
 from tqdm.auto import tqdm
 
@@ -109,13 +113,6 @@ def while_converting(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     monkeypatch.setattr(loading, "AutoModelForCausalLM", reader)
 
 
-def other_process(folder: Path, *, complete: bool) -> None:
-    folder.mkdir(parents=True)
-    (folder / "weights").write_text("other's")
-    if complete:
-        (folder / "complete.json").touch()
-
-
 def test_the_model_is_converted_once(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[None] = []
     while_converting(monkeypatch, lambda: runs.append(None))
@@ -123,18 +120,32 @@ def test_the_model_is_converted_once(gguf: Path, monkeypatch: pytest.MonkeyPatch
     assert (folder / "weights").read_text() == "own"
     assert loading.bundled_model_path("smollm2") == folder
     assert len(runs) == 1
-    assert list(folder.parent.iterdir()) == [folder]
+    assert [path for path in folder.parent.iterdir() if path.is_dir()] == [folder]
 
 
-def test_the_folder_of_a_faster_process_stays(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_one_converts_and_the_other_takes_what_it_made(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = loading.bundled_model_path("smollm2")
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    while_converting(monkeypatch, lambda: other_process(folder, complete=True))
-    assert loading.bundled_model_path("smollm2") == folder
+    shutil.rmtree(folder)
+    while_converting(monkeypatch, lambda: pytest.fail("converted twice"))
+    looked, is_complete = threading.Event(), loading._is_complete
+
+    def first_look(path: Path) -> bool:
+        complete = is_complete(path)
+        looked.set()
+        return complete
+
+    monkeypatch.setattr(loading, "_is_complete", first_look)
+    with ThreadPoolExecutor() as pool, FileLock(folder.with_suffix(".lock")):
+        second = pool.submit(loading.bundled_model_path, "smollm2")
+        assert looked.wait(60)
+        folder.mkdir()
+        (folder / "complete.json").touch()
+        (folder / "weights").write_text("other's")
+        # Leaving the block gives the lock back first, then waits for the other thread.
+    assert second.result() == folder
     assert (folder / "weights").read_text() == "other's"
-    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_damaged_folder_is_replaced(gguf: Path) -> None:

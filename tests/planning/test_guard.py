@@ -185,6 +185,7 @@ def unsafe(
     qualifiers: Sequence[int] = (),
     negations: Sequence[int] = (),
     donor_facts: Sequence[int] = (),
+    donor_qualifiers: Sequence[int] = (),
     donor_negations: Sequence[int] = (),
 ) -> list[int]:
     """Positions that may not be reused; those of the donor are positions in the first donor."""
@@ -200,7 +201,7 @@ def unsafe(
         return FactMarks(mask(n, [*facts, *negations]), mask(n, qualifiers), mask(n, negations))
 
     donors = [
-        marks(DONOR_TOKENS, donor_facts, (), donor_negations),
+        marks(DONOR_TOKENS, donor_facts, donor_qualifiers, donor_negations),
         marks(DONOR_TOKENS, (), (), ()),
     ]
     target = marks(len(found.source), facts, qualifiers, negations)
@@ -244,10 +245,12 @@ def test_the_same_number_found_somewhere_near_is_another_ones() -> None:
     assert unsafe(found, [0, 3]) == [0, 3]
 
 
-def test_nothing_else_stands_on_a_fact_of_the_donor() -> None:
+@pytest.mark.parametrize("kind", ["donor_facts", "donor_qualifiers"])
+def test_nothing_else_stands_on_a_fact_or_a_qualifier_of_the_donor(kind: str) -> None:
+    """Not "she" on a name that begins a sentence, not "dropped" on "rose"."""
     found = alignment([SPAN, FUZZY, SPAN, SPAN], [0, 1, 2, 3])
-    assert unsafe(found, donor_facts=[1]) == [1]
-    assert unsafe(found, donor_facts=[2]) == []  # the same fact
+    assert unsafe(found, **{kind: [1]}) == [1]
+    assert unsafe(found, **{kind: [2]}) == []  # the same word
 
 
 def test_a_qualifier_needs_its_place_in_the_order_but_no_neighbour() -> None:
