@@ -30,10 +30,17 @@ def tables() -> str:
     """All of them, as markdown. What has no record is a row that says so."""
     records = {
         name: json.loads((RESULTS / f"{name}.json").read_text())["record"]
-        for name in (*ORDER, "facts")
+        for name in (*ORDER, "facts", "start")
         if (RESULTS / f"{name}.json").exists()
     }
-    return "\n\n".join((_ttft(records), _machines(records), _facts(records.get("facts"))))
+    return "\n\n".join(
+        (
+            _ttft(records),
+            _machines(records),
+            _facts(records.get("facts")),
+            _start(records.get("start")),
+        )
+    )
 
 
 def _ttft(records: dict[str, dict[str, Any]]) -> str:
@@ -106,6 +113,16 @@ def _facts(record: dict[str, Any] | None) -> str:
     share = f"{record['compute_fraction']:.0%}"
     rows.append(f"\n{record['n']} questions; semantic reuse computed {share} of the tokens.")
     return "\n".join(rows)
+
+
+def _start(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "Start: not measured."
+    return (
+        f"A new process has the model ready in {record['ready_s']:.1f} s "
+        f"(median of {record['n']}): {record['imports_s']:.1f} s are imports,\n"
+        f"{record['torch_s']:.1f} s of them torch's, and {record['load_s']:.1f} s is loading."
+    )
 
 
 def main(arguments: list[str]) -> None:

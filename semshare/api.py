@@ -148,12 +148,11 @@ class SemShare:
             self.library.remove(namespace, donor_id)
 
     def forget_all(self, namespace: str | None = None) -> None:
-        """Drop all donors, cached prefixes and waiting prompts of one namespace, or of all."""
-        with self._lock:
-            for name in [namespace] if namespace is not None else self.library.names:
-                self.library.clear(name)
-            self._session.keeper.drop_all_pending(namespace)
-            self._session.monitor.reset(namespace)
+        """Drop all donors, cached prefixes and waiting prompts of one namespace, or of all.
+
+        Prompts that are being answered at the time are answered, and not kept afterwards.
+        """
+        self._session.forget_all(namespace)
 
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
         """Compute in full the prompts that wait to become donors (`ReusePolicy.remember`).

@@ -85,6 +85,7 @@ class Session:
         self.eos = eos_ids(hf_model, tokenizer)
         self.keeper = Keeper(self.library, lsh, token_texts)
         self.counters: Counter[str] = Counter()
+        self._serving: list[Served] = []  # prefilled and not ended
         self.lock = threading.RLock()
 
     def serve(
@@ -122,7 +123,7 @@ class Session:
                 with watch.measure("plan"):
                     plan = self.planner.finish(draft, query_attention=attention)
                 run = prefill(self.executor, plan, watch, room=room)
-                self.library.touch(namespace, plan.donors)
+                self.library.touch(namespace, {*plan.donors, *draft.found.prefix_owners})
             except Exception as error:  # reuse may cost speed, never an answer
                 fallback = f"{watch.stage}: {type(error).__name__}"
                 self.counters[f"fallback:{watch.stage}"] += 1
@@ -136,7 +137,9 @@ class Session:
             provenance=provenance_of(
                 run, first_look + run.rows_computed, self.model.n_layers, mode, fallback
             ),
+            namespace=namespace,
         )
+        self._serving.append(served)
         for source, tokens in served.provenance.counts.items():
             self.counters[f"tokens:{source}"] += tokens
         return served
@@ -207,6 +210,8 @@ class Session:
         """Let exact KV stay. The answer is there already; failing here must not take it away."""
         try:
             with self.lock, torch.inference_mode():
+                if served.forgotten:
+                    return "no", None
                 self.keeper.cache_prefix(served, computed, namespace)
                 return self.keeper.remember_target(served, policy, namespace, record)
         except Exception as error:
@@ -245,7 +250,19 @@ class Session:
                 pass
         return record.upto(len(served.plan.ids))
 
+    def forget_all(self, namespace: str | None) -> None:
+        """Drop all that is kept of a namespace's prompts, or of all; what is served now too."""
+        with self.lock:
+            for name in [namespace] if namespace is not None else self.library.names:
+                self.library.clear(name)
+            self.keeper.drop_all_pending(namespace)
+            self.monitor.reset(namespace)
+            for served in self._serving:
+                served.forgotten |= namespace in (None, served.namespace)
+
     def end(self, served: Served) -> None:
         """Give back what a request held."""
         with self.lock:
             served.sequence.release()
+            if served in self._serving:
+                self._serving.remove(served)

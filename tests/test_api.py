@@ -331,6 +331,34 @@ def test_forget_all_of_one_namespace_or_of_all(engine: SemShare) -> None:
     engine.forget_all("never seen")
 
 
+@pytest.mark.parametrize(("forgotten", "kept"), [("default", 0), (None, 0), ("other", 1)])
+def test_what_is_forgotten_while_it_is_answered_is_not_kept(
+    engine: SemShare, forgotten: str | None, kept: int
+) -> None:
+    pieces = engine.stream(PAPER, max_tokens=8, policy=replace(PREFIX, remember=True))
+    next(pieces)
+    engine.forget_all(forgotten)
+    *_, last = pieces
+    assert last.answer is not None
+    assert last.answer.remembered == ("done" if kept else "no")
+    assert len(engine.donors()) == kept
+    assert (engine.plan(PAPER, policy=PREFIX).counts["prefix"] > 0) == bool(kept)
+    if not kept:
+        assert engine.pool.used_bytes == 0
+
+
+def test_a_donor_whose_prefix_others_build_on_counts_as_used() -> None:
+    engine = tiny_engine(kv_budget_bytes=36 * 16 * 1024)
+    first, second = (engine.remember(words(150, seed)) for seed in (20, 21))
+    turn = words(150, 20) + words(40, 22)
+    engine.generate(turn, max_tokens=1, policy=PREFIX)  # its own cached end belongs to nobody
+    for _ in range(2):
+        engine.generate(turn + words(9, 23), max_tokens=1, policy=PREFIX)
+    engine.remember(words(250, 24))
+    assert engine.donors()[0].id == first.id
+    assert second not in engine.donors()
+
+
 @pytest.mark.parametrize("used", [PREFIX, SPAN, SEMANTIC], ids=lambda p: p.mode)
 def test_namespaces_never_mix(engine: SemShare, used: ReusePolicy) -> None:
     engine.remember(DONOR, namespace="a")
@@ -592,7 +620,8 @@ def test_only_unmatched_false_may_recompute_identical_text(engine: SemShare) -> 
 def test_the_guard_computes_changed_facts(engine: SemShare) -> None:
     body = words(60, 30)
     engine.remember(f"{words(9, 31)} {body} it cost 1234 units then {body}")
-    prompt = answerable(f"{words(17, 32)} {body} it cost 9876 units then {body}")
+    first, second = (reworded(body, seed, share=0.15) for seed in (33, 34))
+    prompt = answerable(f"{words(17, 32)} {first} it cost 9876 units then {second}")
     used = replace(SEMANTIC, selection="none")
     at = prompt.index("9876")
     guarded = engine.plan(prompt, policy=used)

@@ -29,7 +29,7 @@ def test_figures_are_those_of_the_records(benchmarks):
 
 
 def test_every_benchmark_has_a_place_in_the_tables(benchmarks):
-    assert {*benchmarks.tables.ORDER, "facts"} == set(benchmarks.run.COMMANDS)
+    assert {*benchmarks.tables.ORDER, "facts", "start"} == set(benchmarks.run.COMMANDS)
 
 
 def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
@@ -41,6 +41,7 @@ def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
         assert "not measured" in row
         assert row.count("|") == columns
     assert "Swapped facts: not measured." in text
+    assert "Start: not measured." in text
 
 
 def test_records_of_two_machines_are_told_apart(benchmarks, monkeypatch, tmp_path):

@@ -144,8 +144,19 @@ class DonorLibrary:
         return known
 
     def vector(self, ids: Ids) -> Vector:
-        """A prompt's vector, as the prompt index compares it."""
-        return self._embedder.embed(ids)
+        """A prompt's vector, as the prompt index compares it.
+
+        Raises:
+            ValueError: the embedder gave one of another shape than it says.
+
+        """
+        vector = self._embedder.embed(ids)
+        if vector.shape != (self._embedder.dim,):
+            raise ValueError(
+                f"the embedder gave a vector of shape {vector.shape}: its dim is "
+                f"{self._embedder.dim}"
+            )
+        return vector
 
     def get(self, namespace: str, name: str) -> Donor:
         """A donor.

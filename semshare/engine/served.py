@@ -79,7 +79,7 @@ class PrefillRun:
     rows_computed: int  # (row, layer) pairs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Served:
     """A prefilled prompt, ready to be answered."""
 
@@ -87,6 +87,8 @@ class Served:
     sequence: KVSequence
     logits: Tensor  # [1, vocab] float32, of the prompt's last token
     provenance: Provenance
+    namespace: str
+    forgotten: bool = False  # its namespace was cleared while it was answered: nothing may stay
 
     @property
     def exact_pages(self) -> Pages:

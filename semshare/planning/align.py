@@ -17,15 +17,14 @@ from rapidfuzz.distance import LCSseq
 
 from semshare.donors.span_index import Span
 from semshare.donors.token_lsh import TokenLSH
-from semshare.types import Alignment, Ids, Positions, TokenSource
+from semshare.types import Alignment, Ids, Mask, Positions, TokenSource
 from semshare_kernels import hamming_nearest
 from semshare_kernels.simhash import Codes
 
 # Donors compete for stretches of this many target tokens; in a stretch one donor serves all.
 STRETCH_TOKENS = 256
-# A stretch of which a donor shares fewer ids in order than this is left to be computed: unrelated
-# papers share 0.11 of a stretch and at most 0.29, rewritten ones 0.48 and at least 0.33
-# (docs/decisions.md).
+# A stretch of whose unmatched ids a donor shares fewer in order than this is left to be computed
+# (docs/decisions.md): rewritten papers share 0.48 of a stretch, unrelated ones 0.15.
 MIN_COMMON = 0.3
 # How far from the expected donor position the nearest code is looked for, on each side.
 WINDOW = 12
@@ -123,7 +122,7 @@ def align_fuzzy(
     if not candidates:
         return
     partners = [common_subsequence(ids, candidate.ids) for candidate in candidates]
-    choice = _best_donor(partners, len(ids))
+    choice = _best_donor(partners, builder.source == TokenSource.FRESH)
     for index, (candidate, partner) in enumerate(zip(candidates, partners, strict=True)):
         free = np.flatnonzero((choice == index) & (builder.source == TokenSource.FRESH))
         if len(free) == 0:
@@ -131,34 +130,49 @@ def align_fuzzy(
         shared = free[partner[free] >= 0]
         builder.set_tokens(shared, TokenSource.SPAN, candidate.name, partner[shared], in_order=True)
         rest = free[partner[free] < 0]
-        position = _nearest_by_code(ids, rest, partner, candidate, lsh)
+        rest, expected = _expected_within(rest, partner, len(candidate.ids))
+        position = _nearest_by_code(ids, rest, expected, candidate, lsh)
         same = ids[rest] == candidate.ids[position]
         builder.set_tokens(rest[same], TokenSource.SPAN, candidate.name, position[same])
         builder.set_tokens(rest[~same], TokenSource.FUZZY, candidate.name, position[~same])
 
 
-def _best_donor(partners: Sequence[Positions], n: int) -> NDArray[np.int64]:
-    """`[n]` index of the donor that shares most ids around each token, −1 where none does."""
-    starts = np.arange(0, n, STRETCH_TOKENS)
-    sizes = np.diff(np.append(starts, n))
-    shares = np.stack([np.add.reduceat(partner >= 0, starts) / sizes for partner in partners])
+def _best_donor(partners: Sequence[Positions], free: Mask) -> NDArray[np.int64]:
+    """`[n]` index of the donor that shares most ids around each token, −1 where none does.
+
+    Counted over the `free` tokens `[n]` alone: a question, an instruction or a next turn beside
+    text that is identical has no part in that text.
+    """
+    starts = np.arange(0, len(free), STRETCH_TOKENS)
+    sizes = np.maximum(np.add.reduceat(free, starts, dtype=np.int64), 1)
+    shares = np.stack(
+        [np.add.reduceat((partner >= 0) & free, starts, dtype=np.int64) for partner in partners]
+    )
     best = shares.argmax(axis=0)
-    best[shares.max(axis=0) < MIN_COMMON] = -1
-    return np.repeat(best, sizes)
+    best[shares.max(axis=0) < MIN_COMMON * sizes] = -1
+    return np.repeat(best, STRETCH_TOKENS)[: len(free)]
+
+
+def _expected_within(
+    at: NDArray[np.int64], partner: Positions, donor_tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Those of the target tokens `at` that anchors expect inside the donor, and where."""
+    anchors = np.flatnonzero(partner >= 0)
+    expected = np.interp(at, anchors, partner[anchors])
+    # Outside the anchors the texts are taken to run on side by side, as far as the donor goes.
+    expected += np.minimum(at - anchors[0], 0) + np.maximum(at - anchors[-1], 0)
+    within = (expected >= 0) & (expected < donor_tokens)
+    return at[within], expected[within]
 
 
 def _nearest_by_code(
     ids: Ids,
     at: NDArray[np.int64],
-    partner: Positions,
+    expected: NDArray[np.float64],
     candidate: FuzzyCandidate,
     lsh: TokenLSH,
 ) -> Positions:
-    """For target tokens `at`, the donor position with the nearest code."""
-    anchors = np.flatnonzero(partner >= 0)
-    expected = np.interp(at, anchors, partner[anchors])
-    # Outside the anchors the texts are taken to run on side by side.
-    expected += np.minimum(at - anchors[0], 0) + np.maximum(at - anchors[-1], 0)
+    """For target tokens `at`, the donor position with the nearest code around the expected one."""
     offsets = np.array(sorted(range(-WINDOW, WINDOW + 1), key=abs))  # ties go to the nearest
     centre = np.rint(expected).astype(np.int64)
     window = np.clip(centre[:, None] + offsets, 0, len(candidate.ids) - 1)

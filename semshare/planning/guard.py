@@ -15,27 +15,30 @@ import numpy as np
 
 from semshare.types import Alignment, Ids, Mask, TokenSource
 
+# With these, any word that ends in "n't", "n't" itself included: tokenized text has it apart.
 _NEGATIONS = frozenset(
-    "no not never none neither nor nothing nobody nowhere without cannot can't won't don't "
-    "doesn't didn't isn't aren't wasn't weren't hasn't haven't hadn't shouldn't wouldn't "
-    "couldn't unless except fail fails failed false deny denied denies lack lacks lacked "
-    "reject rejects rejected unable hardly barely".split()
+    "no not never none neither nor nothing nobody nowhere without cannot unless except fail fails "
+    "failed false deny denied denies lack lacks lacked reject rejects rejected unable hardly "
+    "barely scarcely seldom rarely".split()
 )
-# Facts that belong to what stands around them.
+# Facts that belong to what stands around them; each with a plural "s" too.
 _QUANTITIES = frozenset(
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
-    "hundred thousand million billion half third fourth fifth quarter dozen twice double triple "
+    "hundred thousand million billion trillion half halves third fourth fifth sixth seventh eighth "
+    "ninth tenth quarter dozen twice thrice double triple single "
     "january february march april june july august september october november december "
     "monday tuesday wednesday thursday friday saturday sunday "
-    "kg mg km cm mm nm ml hz khz mhz ghz kb mb gb tb ms usd eur gbp dollars euros pounds percent "
-    "degrees miles metres meters inches feet hours minutes seconds days weeks months years".split()
+    "kg mg km cm mm nm ml hz khz mhz ghz kb mb gb tb ms usd eur gbp gram kilogram milligram ton "
+    "tonne ounce pound litre liter gallon metre meter kilometre kilometer centimetre centimeter "
+    "millimetre millimeter mile inch inches foot feet yard acre hectare degree percent dollar euro "
+    "yen cent minute hour day week month year decade century centuries".split()
 )
 # Words that turn a statement around but mean the same everywhere.
 _QUALIFIERS = frozenset(
-    "first second all some most few many any more less fewer greater higher lower above below "
-    "before after increase increased increases decrease decreased decreases rise rose risen fall "
-    "fell fallen".split()
+    "one first second seconds all some most few many any more less fewer greater higher lower "
+    "above below before after increase increased increases decrease decreased decreases rise rose "
+    "risen fall fell fallen".split()
 )
 # Words that are no names though they have a capital, where a sentence, a quote or a title begins.
 _OPENING_WORDS = frozenset(
@@ -49,8 +52,6 @@ _OPENING_WORDS = frozenset(
 )
 # Tokens after a changed negation that are computed with it.
 NEGATION_SCOPE = 4
-# A jump over more donor tokens than this is a cut to another place, not an omission.
-MAX_SKIP = 8
 
 _SENTENCE_ENDS = (".", "!", "?", "\n", ":")
 _OPENERS = " \"'“‘(["  # may stand between a sentence's end and its first word
@@ -74,7 +75,9 @@ class FactMarks:
 def is_fact_word(word: str, *, starts_sentence: bool) -> bool:
     """Whether a word carries a fact: a digit, a name, a negation, a quantity, an identifier."""
     lower = _plain(word)
-    if any(c.isnumeric() for c in word) or lower in _NEGATIONS or lower in _QUANTITIES:
+    if any(c.isnumeric() for c in word) or _is_negation(lower):
+        return True
+    if lower in _QUANTITIES or lower.removesuffix("s") in _QUANTITIES:
         return True
     if not word[0].isalnum() or "\ufffd" in word:
         return True  # a lone % or currency sign, or a word that can't be read token by token
@@ -89,6 +92,10 @@ def _is_qualifier(word: str) -> bool:
     """Whether a word that is no fact must be the donor's too; one may begin a sentence."""
     lower = _plain(word)
     return lower in _QUALIFIERS or (word[0].isupper() and lower not in _OPENING_WORDS)
+
+
+def _is_negation(lower: str) -> bool:
+    return lower in _NEGATIONS or lower.endswith("n't")
 
 
 def _plain(word: str) -> str:
@@ -116,7 +123,7 @@ def mark_facts(ids: Ids, pieces: Callable[[Ids], Sequence[str]]) -> FactMarks:
             low = int(np.searchsorted(starts, match.start(), side="right")) - 1
             high = int(np.searchsorted(starts, match.end(), side="left"))
             (facts if is_fact else qualifiers)[low:high] = True
-            negations[low:high] |= _plain(word) in _NEGATIONS
+            negations[low:high] |= _is_negation(_plain(word))
     return FactMarks(facts, qualifiers, negations)
 
 
@@ -128,7 +135,8 @@ def unsafe_reuse(alignment: Alignment, marks: FactMarks, donors: Sequence[FactMa
     donor has it in the same order of words. Nothing else may stand on a fact or a qualifier of the
     donor: not "she" on a name that begins a sentence, not "dropped" on "rose". Where a negation
     came, went or changed, the tokens it governs are not reused either: their KV has read the
-    donor's side of it. A prefix hit is exact and always safe.
+    donor's side of it, whether or not the target reads the donor there. A prefix hit is
+    exact and always safe.
 
     Args:
         alignment: what stands for each token of the target.
@@ -137,23 +145,23 @@ def unsafe_reuse(alignment: Alignment, marks: FactMarks, donors: Sequence[FactMa
 
     """
     n = len(alignment.source)
-    marked, negated, skipped = np.zeros((3, n), dtype=np.bool_)  # of the donor's tokens
+    in_order = alignment.in_order
+    marked, negated, misread = np.zeros((3, n), dtype=np.bool_)  # of the donor's tokens
     for index, donor in enumerate(donors):
         mine = np.flatnonzero(alignment.donor == index)
         position = alignment.position[mine]
         marked[mine] = (donor.facts | donor.qualifiers)[position]
         negated[mine] = donor.negations[position]
-        # A negation left out just before a token: more of them before it than up to the last one.
-        count = np.concatenate(([0], np.cumsum(donor.negations)))
-        jump = np.flatnonzero((np.diff(position) > 1) & (np.diff(position) <= MAX_SKIP)) + 1
-        skipped[mine[jump]] = count[position[jump]] > count[position[jump - 1] + 1]
-    in_order = alignment.in_order
+        # Negations of the donor that the target does not have in their place.
+        lost = donor.negations.copy()
+        lost[position[in_order[mine]]] = False
+        misread[mine] = _governed(lost)[position]
     follows = np.diff(alignment.position, prepend=-1) == 1
     follows[1:] &= (np.diff(alignment.donor) == 0) & in_order[:-1]
     follows[:1] = True  # nothing comes before the first token
     unsafe: Mask = marks.facts & ~(in_order & follows)
     unsafe |= (marks.qualifiers | marked) & ~in_order
-    unsafe |= _governed(((marks.negations | negated) & ~in_order) | skipped)
+    unsafe |= misread | _governed((marks.negations | negated) & ~in_order)
     unsafe &= alignment.source != TokenSource.PREFIX
     return unsafe
 

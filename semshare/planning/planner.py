@@ -28,12 +28,13 @@ class Found:
 
     prefix_slots: Slots  # of the longest exact prefix
     prefix_donor: str | None
+    prefix_owners: tuple[str, ...]  # all donors whose ids the prefix goes through
     spans: tuple[Span, ...]
     similar: tuple[str, ...]  # donors for fuzzy matching, the most similar first
     donors: dict[str, Donor]
 
 
-_NOTHING = Found(np.empty(0, np.int64), None, (), (), {})
+_NOTHING = Found(np.empty(0, np.int64), None, (), (), (), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Planner:
         # The last token is always computed: its logits are the first of the answer.
         prefix = space.prefixes.match(ids, limit=len(ids) - 1)
         owner = prefix.node.owner or ""
+        owners = {node.owner for node in prefix.node.path() if node.owner in space.donors}
         spans: list[Span] = []
         if policy.mode in ("span", "semantic") and space.donors:
             spans = space.spans.find(ids, start=prefix.tokens, min_length=policy.min_span)
@@ -89,6 +91,7 @@ class Planner:
         return Found(
             prefix_slots=self._pool.slots_of(prefix.pages),
             prefix_donor=owner if owner in names else None,
+            prefix_owners=tuple(sorted(name for name in owners if name)),
             spans=tuple(spans),
             similar=tuple(similar),
             donors={name: self._library.get(namespace, name) for name in sorted(names)},

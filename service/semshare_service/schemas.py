@@ -154,6 +154,12 @@ class ReuseFields(StrictModel):
         fields = dict(self.semshare or {})
         namespace = fields.pop("namespace", DEFAULT_NAMESPACE)
         checked = NamespaceFields.parse({"namespace": namespace}).namespace
+        if fields.get("max_divergence") is not None:
+            raise InvalidParameter(
+                f"max_divergence is {fields['max_divergence']!r}: the service measures no "
+                "divergence, so it can't be kept to; leave it out, or use the library's `verify`",
+                param="semshare.max_divergence",
+            )
         return checked, ReusePolicy.from_mapping(fields) if fields else None
 
 

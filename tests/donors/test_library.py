@@ -300,6 +300,19 @@ def test_what_fills_no_page_makes_no_namespace(library: DonorLibrary, pool: KVPo
     assert library.names == []
 
 
+class Misshapen(HashEmbedder):
+    def embed(self, ids: Ids) -> Vector:
+        return super().embed(ids)[:-1]
+
+
+def test_a_vector_of_the_wrong_shape_leaves_nothing_behind(pool: KVPool) -> None:
+    library = DonorLibrary(pool, Misshapen(16))
+    with pytest.raises(ValueError, match=r"shape \(15,\): its dim is 16"):
+        keep(library, pool, ids_from(0, 6))
+    assert library.infos("n") == []
+    assert pool.used_bytes == 0
+
+
 class FailsOnce(HashEmbedder):
     """An embedder whose first call fails, as a model out of memory would."""
 

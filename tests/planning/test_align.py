@@ -176,6 +176,23 @@ def test_what_is_already_matched_stays() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_expected_past_the_donors_ends_is_left_to_be_computed() -> None:
+    shared = list(range(1, 41))
+    found = aligned([*[90] * 5, *shared, *[91] * 30], candidate("d", [80, 81, *shared, 82]))
+    assert [source != FRESH for source, _, _ in found] == [
+        *[False] * 3, True, True, *[True] * 40, True, *[False] * 29
+    ]  # fmt: skip
+
+
+def test_a_new_turn_beside_identical_text_has_no_part_in_it() -> None:
+    """The share is counted over what is not matched yet: here none of the new turn."""
+    builder = AlignmentBuilder(240)
+    builder.set_spans([Span(0, 200, "d", 0)])
+    donor = [*range(1, 201), *[300] * 100]
+    aligned([*range(1, 201), *[90] * 40], candidate("d", donor), builder=builder)
+    assert (builder.source[200:] == FRESH).all()
+
+
 def test_a_stretch_with_too_little_in_common_is_left_to_be_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from semshare.planning.guard import (
-    MAX_SKIP,
     NEGATION_SCOPE,
     FactMarks,
     is_fact_word,
@@ -24,7 +23,8 @@ FRESH, PREFIX, SPAN, FUZZY = TokenSource
 @pytest.mark.parametrize(
     "word",
     "7 1999 3rd B2B x1 Paris Müller NASA eV not never Don't isn’t without cannot hardly "
-    "kg GHz percent twelve half Monday get_value parseJson f() std::move __init__ % € ≥ ½ -5 −3 +7 "
+    "ain't n't Mustn’t rarely kg GHz percent grams litre miles zero twelve sixth half Monday "
+    "get_value parseJson f() std::move __init__ % € ≥ ½ -5 −3 +7 "
     "北京 العربية".split(),
 )
 def test_words_with_facts(word: str) -> None:
@@ -176,9 +176,6 @@ def alignment(
     )
 
 
-DONOR_TOKENS = 20
-
-
 def unsafe(
     found: Alignment,
     facts: Sequence[int] = (),
@@ -187,6 +184,7 @@ def unsafe(
     donor_facts: Sequence[int] = (),
     donor_qualifiers: Sequence[int] = (),
     donor_negations: Sequence[int] = (),
+    donor_tokens: int = 20,
 ) -> list[int]:
     """Positions that may not be reused; those of the donor are positions in the first donor."""
 
@@ -201,8 +199,8 @@ def unsafe(
         return FactMarks(mask(n, [*facts, *negations]), mask(n, qualifiers), mask(n, negations))
 
     donors = [
-        marks(DONOR_TOKENS, donor_facts, donor_qualifiers, donor_negations),
-        marks(DONOR_TOKENS, (), (), ()),
+        marks(donor_tokens, donor_facts, donor_qualifiers, donor_negations),
+        marks(donor_tokens, (), (), ()),
     ]
     target = marks(len(found.source), facts, qualifiers, negations)
     return np.flatnonzero(unsafe_reuse(found, target, donors)).tolist()
@@ -296,14 +294,28 @@ def test_a_negation_of_the_donor_replaced_by_another_word_does_so_too() -> None:
 
 def test_a_negation_of_the_donor_left_out_does_so_too() -> None:
     found = alignment([SPAN] * 12, [*range(5), *range(6, 13)])
-    assert unsafe(found, donor_negations=[5]) == [5 + k for k in SCOPE]
+    assert unsafe(found, donor_negations=[5]) == [4, 5, 6, 7, 8]
     assert unsafe(found, donor_negations=[3, 9]) == []  # these were not left out
 
 
-def test_a_jump_far_ahead_is_another_place_and_no_omission() -> None:
-    for skip, governed in ((MAX_SKIP, [4 + k for k in SCOPE]), (MAX_SKIP + 1, [])):
-        found = alignment([SPAN] * 10, [*range(4), *range(3 + skip, 9 + skip)])
-        assert unsafe(found, donor_negations=[5]) == governed
+def test_a_negation_of_the_donor_before_a_run_governs_its_first_tokens() -> None:
+    """Donor: it is not safe to take. Target: they say it is safe to take."""
+    found = alignment([FRESH] * 3 + [SPAN] * 8, [-1, -1, -1, *range(6, 14)])
+    assert unsafe(found, donor_negations=[5]) == [3, 4, 5, 6]
+    assert unsafe(found, donor_negations=[3]) == [3, 4]
+    assert unsafe(found, donor_negations=[1]) == []  # too far before
+
+
+def test_a_negation_of_the_donor_is_lost_however_much_was_left_out_with_it() -> None:
+    for skipped in (3, 30):
+        found = alignment([SPAN] * 10, [*range(4), *range(4 + skipped, 10 + skipped)])
+        last = 3 + skipped
+        assert unsafe(found, donor_negations=[last], donor_tokens=60) == [4, 5, 6, 7]
+
+
+def test_a_negation_of_the_donor_is_lost_whatever_was_matched_before_it() -> None:
+    found = alignment([SPAN] * 9, [0, 1, 2, 0, *range(5, 10)], out_of_order=[3])
+    assert unsafe(found, donor_negations=[4]) == [4, 5, 6, 7]
 
 
 def test_governed_tokens_of_an_exact_prefix_are_safe() -> None:

@@ -200,6 +200,14 @@ def test_a_wrong_policy_is_refused(extension: dict[str, Any]) -> None:
         CompletionRequest.parse({"prompt": "x", "semshare": extension}).reuse()
 
 
+def test_a_bound_that_the_service_cannot_keep_to_is_refused() -> None:
+    body = {"prompt": "x", "semshare": {"max_divergence": 0.1}}
+    with pytest.raises(InvalidParameter, match=r"max_divergence is 0\.1.*leave it out"):
+        CompletionRequest.parse(body).reuse()
+    body["semshare"] = {"max_divergence": None, "mode": "span"}
+    assert CompletionRequest.parse(body).reuse()[1] == ReusePolicy(mode="span")
+
+
 @pytest.mark.parametrize("namespace", ["", "a b", "a/b", "x" * 129, 5, None, "a\n"])
 def test_a_wrong_namespace_is_refused(namespace: Any) -> None:
     with pytest.raises(InvalidParameter, match="namespace"):
