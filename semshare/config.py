@@ -53,7 +53,7 @@ class ReusePolicy:
     """
 
     mode: ReuseMode = "semantic"
-    recompute: float = 0.10
+    recompute: float = 0.08
     selection: SelectionName = "donor_history"
     only_unmatched: bool = True
     min_similarity: float = 0.8

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,6 +89,16 @@ def is_fact_word(word: str, *, starts_sentence: bool) -> bool:
     return word[0].isupper() and not starts_sentence and lower not in _OPENING_WORDS
 
 
+@lru_cache(maxsize=1 << 14)
+def _kinds(word: str, starts_sentence: bool) -> tuple[bool, bool, bool]:
+    """Fact, qualifier, negation: texts have few words, and the rules take a while."""
+    return (
+        is_fact_word(word, starts_sentence=starts_sentence),
+        _is_qualifier(word),
+        _is_negation(_plain(word)),
+    )
+
+
 def _is_qualifier(word: str) -> bool:
     """Whether a word that is no fact must be the donor's too; one may begin a sentence."""
     lower = _plain(word)
@@ -118,12 +129,12 @@ def mark_facts(ids: Ids, pieces: Callable[[Ids], Sequence[str]]) -> FactMarks:
         word = match.group()
         before = text[max(match.start() - _LOOK_BACK, 0) : match.start()].rstrip(_OPENERS)[-1:]
         starts_sentence = before in _SENTENCE_ENDS if before else match.start() <= _LOOK_BACK
-        is_fact = is_fact_word(word, starts_sentence=starts_sentence)
-        if is_fact or _is_qualifier(word):
+        is_fact, is_qualifier, is_negation = _kinds(word, starts_sentence)
+        if is_fact or is_qualifier:
             low = int(np.searchsorted(starts, match.start(), side="right")) - 1
             high = int(np.searchsorted(starts, match.end(), side="left"))
             (facts if is_fact else qualifiers)[low:high] = True
-            negations[low:high] |= _is_negation(_plain(word))
+            negations[low:high] |= is_negation
     return FactMarks(facts, qualifiers, negations)
 
 

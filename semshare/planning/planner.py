@@ -19,7 +19,7 @@ from semshare.types import Alignment, Ids, Mask, ReusePlan, Scores, Slots, Token
 
 # Where no more than this × `recompute` of the prompt is unmatched after spans, it is computed: a
 # fuzzy donor would save less than it risks.
-OUTRIGHT = 0.25
+OUTRIGHT = 0.3
 
 
 @dataclass(frozen=True, slots=True)
