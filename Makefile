@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint serve bench clean
+.PHONY: help setup demo test lint serve bench bench-gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ serve: $(READY)  ## the service on 127.0.0.1:8765 with the bundled model
 
 bench: $(READY)  ## every figure of the README, recorded under benchmarks/results/
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-gpu: $(READY)  ## kernels on an NVIDIA GPU; says so where there is none
+	$(BIN)/python benchmarks/gpu.py
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -30,6 +30,7 @@ from semshare.cli_options import (
     Model,
     PolicyFields,
     PromptArgument,
+    Repeats,
     SplitName,
     as_prompt,
     parse_policy,
@@ -51,8 +52,10 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure speed, with fidelity in the same run.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure quality.", no_args_is_help=True)
+kernels = typer.Typer(help="What the GPU's kernels compile to.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(evaluate, name="eval")
+app.add_typer(kernels, name="kernels")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -218,7 +221,7 @@ def bench_ttft(
     scenario: Annotated[str, typer.Option(help="prefix, shifted, multi_donor, paraphrase …")],
     tokens: Annotated[int | None, typer.Option(min=1, help="Length of a target prompt.")] = None,
     limit: Limit = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each example.")] = 3,
+    repeats: Repeats = 3,
     model: Model = "smollm2",
     dtype: Dtype = "auto",
     split: SplitName = "test",
@@ -245,6 +248,25 @@ def bench_ttft(
     _show(record, json_output)
 
 
+@bench.command("kernels")
+def bench_kernels(repeats: Repeats = 15, json_output: Json = False) -> None:
+    """Mixed prefill, token matching and re-alignment, each against its plain alternative."""
+    with _starting():
+        from semshare.evaluation.bench_kernels import run_kernels  # noqa: PLC0415 - see above
+    _show_parts(run_kernels(repeats=repeats), json_output)
+
+
+@bench.command("decode")
+def bench_decode(repeats: Repeats = 9, json_output: Json = False) -> None:
+    """Shared-prefix decode against attention over each sequence's own copy."""
+    with _starting():
+        from semshare.evaluation.bench_decode import run_decode  # noqa: PLC0415 - see above
+    record = run_decode(repeats=repeats)
+    if not json_output:
+        _print_rows(record["rows"])
+    _show(record, json_output)
+
+
 @bench.command("start")
 def bench_start(
     repeats: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 5,
@@ -256,6 +278,19 @@ def bench_start(
     with _starting():
         from semshare.evaluation.start import run_start  # noqa: PLC0415 - see above
     _show(run_start(model=model, dtype=dtype, repeats=repeats), json_output)
+
+
+@kernels.command("check")
+def kernels_check(json_output: Json = False) -> None:
+    """Compile every kernel for three GPU generations, without a GPU. Exits with 1 on a problem."""
+    with _starting():
+        from semshare.evaluation.kernel_check import run_check  # noqa: PLC0415 - see above
+    record = run_check()
+    if not json_output:
+        _print_rows(record["kernels"])
+    _show(record, json_output)
+    if not record["ok"]:
+        raise typer.Exit(1)
 
 
 @evaluate.command("facts")
@@ -297,6 +332,25 @@ def _show(record: Mapping[str, Any], json_output: bool) -> None:
     for name, value in record.items():
         if not isinstance(value, (list, dict)):
             table.add_row(name, str(value))
+    Console().print(table)
+
+
+def _show_parts(record: Mapping[str, Any], json_output: bool) -> None:
+    """A record of records."""
+    if json_output:
+        _emit(record)
+        return
+    for name, part in record.items():
+        if name not in ("machine", "versions"):
+            _say(name)
+            _show(part, json_output)
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Records with the same fields, one a line."""
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
     Console().print(table)
 
 

@@ -20,6 +20,7 @@ Model: TypeAlias = Annotated[str, typer.Option(help="Bundled name, local path or
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype: TypeAlias = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Limit: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Use only so many examples.")]
+Repeats: TypeAlias = Annotated[int, typer.Option(min=1, help="Timed runs of each side.")]
 SplitName: TypeAlias = Annotated[
     str, typer.Option(help="Which texts: test to report, val or train to tune.")
 ]

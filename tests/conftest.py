@@ -6,6 +6,8 @@ from collections.abc import Iterator
 # Before anything imports transformers: tests never ask a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before anything imports Triton: its kernels run in its interpreter.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch

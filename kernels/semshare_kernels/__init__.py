@@ -1,26 +1,41 @@
 """Attention, re-alignment and token matching over a pool of reused and fresh KV.
 
-`mixed_attention` has a plain-torch definition in `reference` and chooses its implementation by
-device. Re-alignment is torch on every device; token codes are compared by NumPy on the CPU.
+Each op is a folder: what it means (`reference`), how it runs on a CPU (`cpu`) and on a GPU (`gpu`,
+with its Triton kernel), and one function that chooses by device.
 """
 
-from semshare_kernels.mixed_attention import (
-    AttentionPlan,
-    attention_mass,
-    mixed_attention,
-    plan_attention,
-)
-from semshare_kernels.rotary import apply_rotary, realign_keys
-from semshare_kernels.simhash import hamming_nearest, simhash, simhash_planes
+import os
+
+# Triton's default changes in 3.10; a product and a sum are fused on every version here. Before
+# anything imports Triton.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+from semshare_kernels.decode import DecodePlan, KeyTree, decode_attention, plan_decode
+from semshare_kernels.key_table import KeyTable
+from semshare_kernels.merge import merge_states
+from semshare_kernels.mixed import MixedPlan, attention_mass, mixed_attention, plan_mixed
+from semshare_kernels.pool_write import write_slots
+from semshare_kernels.rotary import Rotation, apply_rotary, realign_keys
+from semshare_kernels.shape import AttentionShape
+from semshare_kernels.simhash import nearest_codes, simhash, simhash_planes
 
 __all__ = [
-    "AttentionPlan",
+    "AttentionShape",
+    "DecodePlan",
+    "KeyTable",
+    "KeyTree",
+    "MixedPlan",
+    "Rotation",
     "apply_rotary",
     "attention_mass",
-    "hamming_nearest",
+    "decode_attention",
+    "merge_states",
     "mixed_attention",
-    "plan_attention",
+    "nearest_codes",
+    "plan_decode",
+    "plan_mixed",
     "realign_keys",
     "simhash",
     "simhash_planes",
+    "write_slots",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, count
 
 import numpy as np
+from torch import Tensor
 
 from semshare.donors.embedders import Embedder, Vector
 from semshare.donors.prefix_tree import PrefixNode, PrefixTree
@@ -17,7 +18,6 @@ from semshare.errors import NotFound
 from semshare.kv.pool import KVPool, Pages
 from semshare.planning.guard import FactMarks
 from semshare.types import DonorInfo, Ids, Scores, Slots
-from semshare_kernels.simhash import Codes
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +29,7 @@ class Donor:
     ids: Ids  # [n]
     pages: Pages
     slots: Slots  # [n]
-    codes: Codes  # [n, words] of `TokenLSH`, at the donor's own positions
+    codes: Tensor  # [n, words] int64 of `TokenLSH`, at the donor's own positions
     history: Scores  # [n] attention of past answers; empty if none was recorded
     marks: FactMarks
     node: PrefixNode  # its path in the prefix tree, locked
@@ -95,7 +95,7 @@ class DonorLibrary:
         ids: Ids,
         pages: Pages,
         *,
-        codes: Codes,
+        codes: Tensor,
         history: Scores,
         marks: FactMarks,
         pinned: bool,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semshare.types import Ids
-from semshare_kernels import apply_rotary, simhash, simhash_planes
-from semshare_kernels.simhash import Codes
+from semshare_kernels import Rotation, simhash, simhash_planes
+from semshare_kernels.rotary import rotated
 
 CODE_BITS = 256
 _ROPE_BASE = 10_000.0
@@ -45,10 +45,9 @@ class TokenLSH:
         exponents = torch.arange(0, _SKETCH_DIM, 2, dtype=torch.float32) / _SKETCH_DIM
         self._inv_freq = _ROPE_BASE**-exponents
 
-    def encode(self, ids: Ids, positions: NDArray[np.number]) -> Codes:
-        """Codes `[n, CODE_BITS / 64]` of tokens standing at `positions` `[n]`, in tokens."""
+    def encode(self, ids: Ids, positions: NDArray[np.number]) -> Tensor:
+        """Codes `[n, CODE_BITS / 64]` int64 of tokens standing at `positions` `[n]`, in tokens."""
         angles = torch.from_numpy(positions.astype(np.float32))[:, None] * self._inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
         vectors = self._table[torch.from_numpy(ids.astype(np.int64))]
-        rotated = apply_rotary(vectors[:, None], angles.cos(), angles.sin())[:, 0]
-        return simhash(rotated, self._planes)
+        turned = rotated(vectors[:, None], Rotation(angles.cos(), angles.sin()))[:, 0]
+        return simhash(turned, self._planes)

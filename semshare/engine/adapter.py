@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from semshare.errors import UnsupportedModel
+from semshare_kernels import AttentionShape, Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +96,35 @@ class ModelAdapter:
         return self._decoder.embed_tokens(ids)  # type: ignore[no-any-return]
 
     def rope(self, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """cos and sin `[n, r]` of each rope kind, in the model's dtype, attention scaling in."""
+        """cos and sin `[*positions, r]` of each rope kind, in the model's dtype.
+
+        With attention scaling in them, unlike `shift_rotation`.
+
+        Args:
+            positions: `[n]`, or `[sets, n]` for several sets of positions.
+
+        """
         tables = {}
         probe = self.embedding_weight[:1]  # rotary_emb reads only its dtype and device
         for kind in set(self.rope_kinds) - {NO_ROPE}:
             extra = () if kind == "shared" else (kind,)
-            cos, sin = self._decoder.rotary_emb(probe, positions[None], *extra)
-            tables[kind] = (cos[0], sin[0])
+            cos, sin = self._decoder.rotary_emb(probe, positions.view(1, -1), *extra)
+            tables[kind] = tuple(part[0].view(*positions.shape, -1) for part in (cos, sin))
         return tables
 
-    def shift_rotation(self, shifts: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """cos and sin `[n, r]` float32 that move stored keys by `shifts` `[n]` positions."""
+    @property
+    def attention_shape(self) -> AttentionShape:
+        """What the kernels need to know of the model."""
+        return AttentionShape(self.n_heads, self.n_kv_heads, self.head_dim, self.dtype, self.device)
+
+    def shift_rotation(self, shifts: Tensor) -> dict[str, Rotation]:
+        """For each rope kind, what moves stored keys by `shifts` `[n]` positions."""
         tables = {}
         for kind in set(self.rope_kinds) - {NO_ROPE}:
             name = "inv_freq" if kind == "shared" else f"{kind}_inv_freq"
             inv_freq = getattr(self._decoder.rotary_emb, name).to(self.device, torch.float32)
             angles = shifts[:, None].to(self.device, torch.float32) * inv_freq
-            angles = torch.cat((angles, angles), dim=-1)
-            tables[kind] = (angles.cos(), angles.sin())
+            tables[kind] = Rotation(angles.cos(), angles.sin())
         return tables
 
     def attention_inputs(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

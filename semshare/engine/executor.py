@@ -16,19 +16,19 @@ from torch import Tensor
 
 from semshare.engine.adapter import NO_ROPE, ModelAdapter
 from semshare.kv.pool import KVPool
-from semshare.kv.sequence import KVSequence, Layout, Segment
+from semshare.kv.sequence import KVSequence, Layout
 from semshare.planning.deviation import keep_most_deviating
 from semshare.types import DeviationSchedule, Scores
 from semshare_kernels import (
-    AttentionPlan,
+    KeyTable,
+    Rotation,
     apply_rotary,
     attention_mass,
     mixed_attention,
-    plan_attention,
+    plan_mixed,
     realign_keys,
+    write_slots,
 )
-
-Rope = dict[str, tuple[Tensor, Tensor]]  # rope kind → cos, sin
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class AttentionRecord:
     mass: Scores = field(default_factory=lambda: np.zeros(0, dtype=np.float32))  # [length]
 
     def add(self, positions: NDArray[np.int64], mass: Tensor) -> None:
-        """Add `mass` `[n]` float32 of the keys at `positions` `[n]`."""
-        end = int(positions[-1]) + 1
+        """Add `mass` `[n]` float32 of the keys at `positions` `[n]`, each at most once."""
+        end = int(positions.max()) + 1
         if end > len(self.mass):
             self.mass = np.pad(self.mass, (0, end - len(self.mass)))
         self.mass[positions] += mass.cpu().numpy()
@@ -74,15 +74,10 @@ class Executor:
             return
         source = self._index(layout.copied_slots)
         target = self._index(sequence.own_slots(layout.copied))
-        moved = bool(layout.copied_shift.any())
-        rotations = self.adapter.shift_rotation(torch.from_numpy(layout.copied_shift))
+        rotations = _rotations(self.adapter, layout.copied_shift)
         for index, kind in enumerate(self.adapter.rope_kinds):
-            keys = self.pool.keys[index].index_select(0, source)
-            if moved and kind != NO_ROPE:
-                keys = realign_keys(keys, *rotations[kind])
-            self.pool.keys[index].index_copy_(0, target, keys)
-            values = self.pool.values[index].index_select(0, source)
-            self.pool.values[index].index_copy_(0, target, values)
+            realign_keys(self.pool.keys[index], source, target, rotations.get(kind))
+            realign_keys(self.pool.values[index], source, target, None)
 
     def forward(
         self,
@@ -105,15 +100,15 @@ class Executor:
             record: adds the attention that these rows pay.
 
         """
-        segments = sequence.segments()
-        rows = _Rows(self.adapter, segments, positions)
+        table = sequence.key_table()
+        rows = _Rows(self.adapter, table, positions)
         hidden = self.adapter.embed(torch.from_numpy(ids.astype(np.int64)).to(self.adapter.device))
         slots = self._index(sequence.own_slots(positions))
         computed = 0
         for index in range(self.adapter.n_layers):
             computed += len(hidden)
             q, k, v = self.adapter.attention_inputs(index, hidden)
-            k = rows.rotate(k, self.adapter.rope_kinds[index], shift=0)
+            k = rows.upright(k, self.adapter.rope_kinds[index])
             layer_keys, layer_values = self.pool.keys[index], self.pool.values[index]
             if deviation is not None:
                 kept = keep_most_deviating(
@@ -121,9 +116,8 @@ class Executor:
                 )
                 if kept is not None:
                     hidden, q, k, v, slots = (t[kept] for t in (hidden, q, k, v, slots))
-                    rows = _Rows(self.adapter, segments, rows.positions[kept.cpu().numpy()])
-            layer_keys.index_copy_(0, slots, k)
-            layer_values.index_copy_(0, slots, v)
+                    rows = _Rows(self.adapter, table, rows.positions[kept.cpu().numpy()])
+            write_slots(layer_keys, layer_values, slots, k, v)
             attended = self._attend(index, rows, q, record)
             hidden = self.adapter.layer_output(index, hidden, attended)
         wanted = hidden if all_logits else hidden[-1:]
@@ -131,17 +125,16 @@ class Executor:
 
     def _attend(self, index: int, rows: _Rows, q: Tensor, record: AttentionRecord | None) -> Tensor:
         kind = self.adapter.rope_kinds[index]
-        by_shift = {shift: rows.rotate(q, kind, shift) for shift in rows.shifts}
-        queries = [by_shift[segment.shift] for segment in rows.segments]
-        keys = [_slice(self.pool.keys[index], segment) for segment in rows.segments]
-        values = [_slice(self.pool.values[index], segment) for segment in rows.segments]
-        plan = rows.attention_plan(self.adapter.windows[index])
-        out, lse = mixed_attention(plan, queries, keys, values, self.adapter.scale)
+        keys, values = self.pool.keys[index], self.pool.values[index]
+        work = rows.work(self.adapter.windows[index])
+        queries, turn = work.turned(q, kind), work.turn.get(kind)
+        out, lse = mixed_attention(work.plan, queries, keys, values, self.adapter.scale, turn)
         if record is not None:
             first = int(np.searchsorted(rows.positions, record.first_position))
-            mass = attention_mass(plan, queries, keys, lse, self.adapter.scale, first_query=first)
-            for segment, part in zip(rows.segments, mass, strict=True):
-                record.add(segment.positions, part)
+            mass = attention_mass(
+                work.plan, queries, keys, lse, self.adapter.scale, turn, first_query=first
+            )
+            record.add(rows.table.positions, mass)
         return out
 
     def _index(self, slots: NDArray[np.int64]) -> Tensor:
@@ -152,33 +145,47 @@ class _Rows:
     """What depends on the rows' positions alone and is the same in every layer."""
 
     def __init__(
-        self, adapter: ModelAdapter, segments: list[Segment], positions: NDArray[np.int64]
+        self, adapter: ModelAdapter, table: KeyTable, positions: NDArray[np.int64]
     ) -> None:
         self.positions = positions
-        last = positions[-1]
-        self.segments = [segment for segment in segments if segment.positions[0] <= last]
-        self.shifts = sorted({segment.shift for segment in self.segments} | {0})
-        at = torch.from_numpy(positions).to(adapter.device)
-        self._rope: dict[int, Rope] = {shift: adapter.rope(at - shift) for shift in self.shifts}
+        self.table = table
         self._adapter = adapter
-        self._plans: dict[int | None, AttentionPlan] = {}
+        self._rope = adapter.rope(torch.from_numpy(positions).to(adapter.device))
+        self._work: dict[int | None, _Work] = {}
 
-    def rotate(self, x: Tensor, kind: str, shift: int) -> Tensor:
-        """RoPE of `x` `[n, heads, d]` as if each row stood `shift` positions earlier."""
-        return x if kind == NO_ROPE else apply_rotary(x, *self._rope[shift][kind])
+    def upright(self, x: Tensor, kind: str) -> Tensor:
+        """RoPE of `x` `[n, heads, d]` at the rows' positions."""
+        return x if kind == NO_ROPE else apply_rotary(x, *self._rope[kind])
 
-    def attention_plan(self, window: int | None) -> AttentionPlan:
-        """The blocks for layers with this sliding window."""
-        if window not in self._plans:
-            self._plans[window] = plan_attention(
-                self.positions,
-                [segment.positions for segment in self.segments],
-                window=window,
-                dtype=self._adapter.dtype,
-                device=self._adapter.device,
-            )
-        return self._plans[window]
+    def work(self, window: int | None) -> _Work:
+        """For layers with this sliding window."""
+        if window not in self._work:
+            self._work[window] = _Work(self._adapter, self.table, self.positions, window)
+        return self._work[window]
 
 
-def _slice(layer: Tensor, segment: Segment) -> Tensor:
-    return layer[segment.slot_start : segment.slot_start + len(segment)]
+class _Work:
+    """A plan of attention, with the rotations that it asks for."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        table: KeyTable,
+        positions: NDArray[np.int64],
+        window: int | None,
+    ) -> None:
+        self.plan = plan_mixed(positions, table, window=window, shape=adapter.attention_shape)
+        at = torch.from_numpy(positions - self.plan.shifts[:, None])
+        self._rope = adapter.rope(at.to(adapter.device))
+        self.turn = _rotations(adapter, self.plan.turned_shifts)
+
+    def turned(self, q: Tensor, kind: str) -> Tensor:
+        """Queries `[n_shifts, n, heads, d]` as the plan wants them, of `q` `[n, heads, d]`."""
+        if kind == NO_ROPE:
+            return q.expand(len(self.plan.shifts), *q.shape)
+        return apply_rotary(q, *self._rope[kind])
+
+
+def _rotations(adapter: ModelAdapter, shifts: NDArray[np.int64]) -> dict[str, Rotation]:
+    """By rope kind, what moves keys by `shifts`; empty where none moves."""
+    return adapter.shift_rotation(torch.from_numpy(shifts)) if shifts.any() else {}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semshare.kv.pool import KVPool, Pages
 from semshare.types import ReusePlan, Slots, TokenSource
+from semshare_kernels import KeyTable
 
 # A reused run at least this long is attended where it lies; a shorter one is copied next to the
 # fresh tokens, because each run costs an attention call in every layer of every decode step.
@@ -32,6 +32,11 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def slots(self) -> Slots:
+        """`[n]`."""
+        return np.arange(self.slot_start, self.slot_start + len(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +155,16 @@ class KVSequence:
         self._own_positions = np.concatenate((self._own_positions, positions))
         return positions
 
-    def segments(self) -> list[Segment]:
-        """All KV of the sequence: views, then own slots split where they are not consecutive."""
-        slots = self._own_slots[: len(self._own_positions)]
-        bounds = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
-        own = [
-            Segment(int(slots[a]), self._own_positions[a:b], 0)
-            for a, b in pairwise(bounds)
-            if a < b
-        ]
-        return [*self.layout.views, *own]
+    def key_table(self) -> KeyTable:
+        """All KV of the sequence: views, then own tokens."""
+        views, own = self.layout.views, self._own_positions
+        return KeyTable(
+            slots=np.concatenate([*(view.slots for view in views), self._own_slots[: len(own)]]),
+            positions=np.concatenate([*(view.positions for view in views), own]),
+            shifts=np.concatenate(
+                [*(np.full(len(view), view.shift) for view in views), np.zeros(len(own), np.int64)]
+            ),
+        )
 
     def release(self) -> None:
         """Give all pages back; safe to call twice."""

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
+from torch import Tensor
 
 from semshare.donors.span_index import Span
 from semshare.donors.token_lsh import TokenLSH
 from semshare.types import Alignment, Ids, Mask, Positions, TokenSource
-from semshare_kernels import hamming_nearest
-from semshare_kernels.simhash import Codes
+from semshare_kernels import nearest_codes
 
 # Donors compete for stretches of this many target tokens; in a stretch one donor serves all.
 STRETCH_TOKENS = 256
@@ -38,7 +39,7 @@ class FuzzyCandidate:
 
     name: str
     ids: Ids
-    codes: Codes
+    codes: Tensor  # [n, words] int64
 
 
 class AlignmentBuilder:
@@ -173,9 +174,6 @@ def _nearest_by_code(
     lsh: TokenLSH,
 ) -> Positions:
     """For target tokens `at`, the donor position with the nearest code around the expected one."""
-    offsets = np.array(sorted(range(-WINDOW, WINDOW + 1), key=abs))  # ties go to the nearest
-    centre = np.rint(expected).astype(np.int64)
-    window = np.clip(centre[:, None] + offsets, 0, len(candidate.ids) - 1)
     codes = lsh.encode(ids[at], expected)
-    column = hamming_nearest(codes, candidate.codes, window)
-    return np.take_along_axis(window, column[:, None], axis=1)[:, 0].astype(np.int32)
+    centre = torch.from_numpy(np.rint(expected).astype(np.int64))
+    return nearest_codes(codes, candidate.codes, centre, WINDOW)[:, 0].numpy().astype(np.int32)

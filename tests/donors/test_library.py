@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -63,7 +64,7 @@ def keep(
             namespace,
             ids,
             pages,
-            codes=np.zeros((len(ids), 1), np.uint64),
+            codes=torch.zeros((len(ids), 1), dtype=torch.int64),
             history=history,
             marks=no_marks(len(ids)),
             pinned=pinned,
@@ -286,7 +287,11 @@ def test_a_pinned_donor_does_not_hold_what_continues_it(
     """The donor's last page is full only of the sequence that was cached first."""
     pages = pool.allocate(5 * 4)
     library.cache_prefix("n", ids_from(0, 20), pages)
-    options = {"codes": np.zeros((6, 1), np.uint64), "history": NO_HISTORY, "marks": no_marks(6)}
+    options = {
+        "codes": torch.zeros(6, 1, dtype=torch.int64),
+        "history": NO_HISTORY,
+        "marks": no_marks(6),
+    }
     library.add("n", ids_from(0, 6), pages, pinned=True, **options)
     pool.release(pages)
     keep(library, pool, ids_from(100, 16))

@@ -20,7 +20,9 @@ from semshare.kv import sequence
 from semshare.kv.sequence import lay_out
 from semshare.planning.deviation import keep_most_deviating
 from semshare.types import ReusePlan
-from semshare_kernels import apply_rotary, realign_keys, reference
+from semshare_kernels import apply_rotary
+from semshare_kernels.mixed import reference
+from semshare_kernels.rotary import rotated
 
 LIMIT = 1e-4  # max abs difference of float32 logits
 OFF = ReusePolicy(mode="off")
@@ -70,7 +72,7 @@ def logits_by_definition(engine: SemShare, plan: ReusePlan) -> torch.Tensor:
         if kind != NO_ROPE:
             cos_sin = model.rope(rows)[kind]
             query, key = (apply_rotary(x, *cos_sin) for x in (query, key))
-            stored = realign_keys(stored, *rotation[kind])
+            stored = rotated(stored, rotation[kind])
         keys, values = (torch.zeros(n, *key.shape[1:]) for _ in range(2))
         keys[reused], values[reused] = stored, pool.values[index][slots]
         if plan.deviation is not None:

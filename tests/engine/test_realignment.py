@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,15 @@ from properties import examples
 from tiny import CONTEXT, FAMILIES, tiny_model
 
 from semshare.engine.adapter import NO_ROPE, ModelAdapter
-from semshare_kernels import apply_rotary, mixed_attention, plan_attention, realign_keys
+from semshare_kernels import (
+    AttentionShape,
+    KeyTable,
+    MixedPlan,
+    apply_rotary,
+    mixed_attention,
+    plan_mixed,
+)
+from semshare_kernels.rotary import rotated
 
 _adapters: dict[str, ModelAdapter] = {}
 
@@ -33,7 +42,7 @@ def largest_error(family: str, seed: int, start: int, shift: int) -> float:
     assert kinds == set(rotation) == set(stored)
     errors = []
     for kind in kinds:
-        moved = realign_keys(apply_rotary(keys, *stored[kind]), *rotation[kind])
+        moved = rotated(apply_rotary(keys, *stored[kind]), rotation[kind])
         there = apply_rotary(keys, *expected[kind])
         errors.append(float((moved - there).abs().max() / there.abs().max()))
     return max(errors)
@@ -88,18 +97,20 @@ def test_rotated_queries_equal_moved_keys_in_attention(family: str, shift: int) 
     query = torch.randn(4, 6, d, generator=generator)
     stored_at = torch.arange(100, 100 + n)
     q_pos = torch.arange(100 + n + shift, 104 + n + shift)
-    plan = plan_attention(
-        q_pos.numpy(),
-        [(stored_at + shift).numpy()],
-        window=None,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    slots, positions = np.arange(n), (stored_at + shift).numpy()
+    shape = AttentionShape(6, 2, d, torch.float32, torch.device("cpu"))
+
+    def plan_for(shift: int) -> MixedPlan:
+        table = KeyTable(slots, positions, np.full(n, shift))
+        return plan_mixed(q_pos.numpy(), table, window=None, shape=shape)
+
     for kind in set(adapter.rope_kinds) - {NO_ROPE}:
         stored = apply_rotary(keys, *adapter.rope(stored_at)[kind])
-        moved = realign_keys(stored, *adapter.shift_rotation(torch.full((n,), shift))[kind])
-        turned_back = apply_rotary(query, *adapter.rope(q_pos - shift)[kind])
-        upright = apply_rotary(query, *adapter.rope(q_pos)[kind])
-        in_place, _ = mixed_attention(plan, [turned_back], [stored], [values], adapter.scale)
-        copied, _ = mixed_attention(plan, [upright], [moved], [values], adapter.scale)
+        moved = rotated(stored, adapter.shift_rotation(torch.full((n,), shift))[kind])
+        results = []
+        for keys_there, plan in ((stored, plan_for(shift)), (moved, plan_for(0))):
+            at = q_pos - torch.from_numpy(plan.shifts)[:, None]
+            queries = apply_rotary(query, *adapter.rope(at)[kind])
+            results.append(mixed_attention(plan, queries, keys_there, values, adapter.scale)[0])
+        in_place, copied = results
         assert float((in_place - copied).abs().max()) <= 2e-5

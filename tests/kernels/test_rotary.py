@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,22 +11,31 @@ from hypothesis import strategies as st
 from properties import examples
 from torch import Tensor
 
-from semshare_kernels import apply_rotary, mixed_attention, plan_attention, realign_keys
+from semshare_kernels import Rotation, apply_rotary, realign_keys
+from semshare_kernels.rotary import cpu, gpu, reference, rotated
+
+
+def angles_of(positions: Tensor, r: int) -> Tensor:
+    """`[n, r / 2]` float64 of RoPE with base 10000."""
+    inv_freq = 10_000.0 ** -(torch.arange(0, r, 2, dtype=torch.float64) / r)
+    return positions.double()[:, None] * inv_freq
 
 
 def tables(positions: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """cos and sin `[n, r]` float64 of RoPE with base 10000."""
-    inv_freq = 10_000.0 ** -(torch.arange(0, r, 2, dtype=torch.float64) / r)
-    angles = positions.double()[:, None] * inv_freq
-    angles = torch.cat((angles, angles), dim=-1)
+    """cos and sin `[n, r]` float64."""
+    angles = angles_of(positions, r).repeat(1, 2)
     return angles.cos(), angles.sin()
+
+
+def rotation(shifts: Tensor, r: int) -> Rotation:
+    angles = angles_of(shifts, r)
+    return Rotation(angles.cos().float(), angles.sin().float())
 
 
 def by_complex_numbers(x: Tensor, positions: Tensor, r: int) -> Tensor:
     """RoPE as a product of complex numbers, float64."""
     half = r // 2
-    inv_freq = 10_000.0 ** -(torch.arange(0, r, 2, dtype=torch.float64) / r)
-    turn = torch.polar(torch.ones(1, dtype=torch.float64), positions.double()[:, None] * inv_freq)
+    turn = torch.polar(torch.ones(1, dtype=torch.float64), angles_of(positions, r))
     pairs = torch.complex(x[..., :half].double(), x[..., half:r].double()) * turn[:, None]
     return torch.cat((pairs.real, pairs.imag, x[..., r:].double()), dim=-1)
 
@@ -39,6 +50,16 @@ def test_apply_rotary_is_a_complex_product_and_passes_the_rest_through(r: int) -
     assert torch.equal(apply_rotary(x, *tables(positions, r))[..., r:], x[..., r:])
 
 
+@pytest.mark.parametrize("r", [16, 8])
+def test_apply_rotary_makes_one_set_for_each_set_of_positions(r: int) -> None:
+    x = torch.randn(9, 3, 16, generator=torch.Generator().manual_seed(1)).double()
+    sets = [torch.arange(9) + start for start in (0, 40, -7)]
+    cos, sin = (torch.stack(part) for part in zip(*(tables(one, r) for one in sets), strict=True))
+    together = apply_rotary(x, cos, sin)
+    for one, positions in zip(together, sets, strict=True):
+        assert torch.equal(one, apply_rotary(x, *tables(positions, r)))
+
+
 @examples(50)
 @given(
     st.integers(0, 2**32 - 1),
@@ -46,54 +67,59 @@ def test_apply_rotary_is_a_complex_product_and_passes_the_rest_through(r: int) -
     st.integers(-8192, 8192),
     st.sampled_from([16, 12, 8]),
 )
-def test_realigned_keys_are_exact_to_float32(seed: int, start: int, shift: int, r: int) -> None:
+def test_rotated_keys_are_exact_to_float32(seed: int, start: int, shift: int, r: int) -> None:
     keys = torch.randn(6, 2, 16, generator=torch.Generator().manual_seed(seed)).double()
     positions = torch.arange(start, start + 6)
-    shifts = torch.full((6,), shift)
-    stored = apply_rotary(keys, *tables(positions, r)).float()
-    moved = realign_keys(stored, *(table.float() for table in tables(shifts, r)))
+    stored = by_complex_numbers(keys, positions, r).float()
+    moved = rotated(stored, rotation(torch.full((6,), shift), r))
     expected = by_complex_numbers(keys, positions + shift, r)
     assert moved.dtype == torch.float32
     assert float((moved - expected).abs().max()) <= 1e-6
 
 
-def test_each_key_moves_by_its_own_shift() -> None:
-    keys = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(3)).double()
-    positions, shifts = torch.tensor([5, 9, 9, 400]), torch.tensor([0, 3, -9, -150])
-    stored = apply_rotary(keys, *tables(positions, 16)).float()
-    moved = realign_keys(stored, *(table.float() for table in tables(shifts, 16)))
-    expected = by_complex_numbers(keys, positions + shifts, 16)
-    assert float((moved - expected).abs().max()) <= 1e-6
-
-
 def test_bfloat16_keys_are_rounded_once() -> None:
     keys = torch.randn(64, 2, 16, generator=torch.Generator().manual_seed(4)).bfloat16()
-    rotation = tuple(table.float() for table in tables(torch.full((64,), 77), 16))
-    moved = realign_keys(keys, *rotation)
-    assert torch.equal(moved, apply_rotary(keys.float(), *rotation).bfloat16())
+    turn = rotation(torch.full((64,), 77), 16)
+    assert torch.equal(rotated(keys, turn), rotated(keys.float(), turn).bfloat16())
 
 
-@pytest.mark.parametrize("shift", [-300, -1, 1, 250])
-def test_rotating_queries_back_equals_moving_the_keys(shift: int) -> None:
-    generator = torch.Generator().manual_seed(5)
-    n_q, n_k = 7, 40
-    keys, values = (torch.randn(n_k, 2, 16, generator=generator).double() for _ in range(2))
-    query = torch.randn(n_q, 6, 16, generator=generator).double()
-    stored_at = torch.arange(400, 400 + n_k)
-    q_pos = torch.arange(400 + n_k + shift, 400 + n_k + shift + n_q)
-    stored = apply_rotary(keys, *tables(stored_at, 16)).float()
-    shifts = torch.full((n_k,), shift)
-    moved = realign_keys(stored, *(table.float() for table in tables(shifts, 16)))
-    plan = plan_attention(
-        q_pos.numpy(),
-        [(stored_at + shift).numpy()],
-        window=None,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
-    results = []
-    for key, position in ((stored, q_pos - shift), (moved, q_pos)):
-        rotated = apply_rotary(query, *tables(position, 16)).float()
-        results.append(mixed_attention(plan, [rotated], [key], [values.float()], 0.25))
-    torch.testing.assert_close(results[0][0], results[1][0], atol=3e-6, rtol=0)
-    torch.testing.assert_close(results[0][1], results[1][1], atol=3e-6, rtol=0)
+def moved_pool(
+    realign: Any, *, n: int, d: int, r: int | None, dtype: torch.dtype, seed: int
+) -> Tensor:
+    """A poisoned pool of which `n` random slots went to others, by shifts of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    slots = torch.randperm(3 * n + 5, generator=generator)
+    source, target = slots[:n], slots[n : 2 * n]
+    pool = torch.full((len(slots), 3, d), torch.nan, dtype=dtype)
+    pool[source] = torch.randn(n, 3, d, generator=generator).to(dtype)
+    shifts = torch.randint(-500, 500, (n,), generator=generator)
+    realign(pool, source, target, None if r is None else rotation(shifts, r))
+    return pool
+
+
+ROUNDING = {torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@pytest.mark.parametrize("n", [0, 1, 63, 65])
+@pytest.mark.parametrize(("d", "r"), [(64, 64), (80, 80), (96, 48), (64, None)])
+@pytest.mark.parametrize(
+    ("realign", "dtype"),
+    [(realign_keys, dtype) for dtype in ROUNDING]
+    + [(gpu.realign_keys, dtype) for dtype in (torch.float32, torch.float16)],
+)
+def test_realigning_in_a_pool_equals_the_definition(
+    realign: Any, dtype: torch.dtype, d: int, r: int | None, n: int
+) -> None:
+    options = {"n": n, "d": d, "r": r, "dtype": dtype, "seed": n + d}
+    got = moved_pool(realign, **options)
+    expected = moved_pool(reference.realign_keys, **options)
+    assert torch.equal(got.isnan(), expected.isnan())
+    difference = (got.float() - expected.float()).nan_to_num().abs()
+    assert float(difference.max()) <= ROUNDING[dtype]
+
+
+def test_keys_are_turned_a_cache_sized_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"n": 70, "d": 64, "r": 64, "dtype": torch.float32, "seed": 1}
+    whole = moved_pool(realign_keys, **options)
+    monkeypatch.setattr(cpu, "_PART_BYTES", 7 * 3 * 64 * 4)
+    assert torch.equal(moved_pool(realign_keys, **options).nan_to_num(), whole.nan_to_num())

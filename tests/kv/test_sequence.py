@@ -212,7 +212,7 @@ def test_slots_for_an_answer_come_in_portions() -> None:
     for _ in range(20):
         sequence.append(1)
     assert pool.free_pages == 400 - pool.pages_for(8 + ROOM_TOKENS) - pool.pages_for(20)
-    assert len(sequence.segments()) == 1
+    assert (np.diff(sequence.key_table().slots) == 1).all()
     sequence.release()
     assert pool.free_pages == 400
 
@@ -248,10 +248,12 @@ def test_own_slots_and_segments_on_pages_apart() -> None:
     np.testing.assert_array_equal(sequence.own_slots(appended), [19])
     more = sequence.append(2)  # outgrows its room: page 1 is the last free one
     np.testing.assert_array_equal(sequence.own_slots(more), [4, 5])
-    view, first, second = sequence.segments()
-    assert (view.slot_start, view.shift, len(view)) == (0, 2, MIN_VIEW_TOKENS)
-    assert (first.slot_start, len(first)) == (12, 8)
-    assert (second.slot_start, second.positions.tolist()) == (4, more.tolist())
+    table = sequence.key_table()
+    slots = [*range(MIN_VIEW_TOKENS), *range(12, 20), 4, 5]
+    np.testing.assert_array_equal(table.slots, slots)
+    own = [0, 1, *range(MIN_VIEW_TOKENS + 2, MIN_VIEW_TOKENS + 10)]
+    np.testing.assert_array_equal(table.positions, [*range(2, MIN_VIEW_TOKENS + 2), *own])
+    np.testing.assert_array_equal(table.shifts, [2] * MIN_VIEW_TOKENS + [0] * 10)
     assert sequence.length == MIN_VIEW_TOKENS + 10
     with pytest.raises(PoolExhausted):
         sequence.append(3)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from properties import examples
+from torch import Tensor
 
 from semshare.donors.span_index import Span
 from semshare.planning import align
@@ -21,7 +23,6 @@ from semshare.planning.align import (
     common_subsequence,
 )
 from semshare.types import Ids, TokenSource
-from semshare_kernels.simhash import Codes
 
 FRESH, PREFIX, SPAN, FUZZY = TokenSource
 
@@ -33,9 +34,9 @@ def ids(values: Sequence[int]) -> Ids:
 class IdCodes:
     """Stands in for `TokenLSH`: the code is the id itself, so nearness is by differing bits."""
 
-    def encode(self, tokens: Ids, positions: NDArray[np.number]) -> Codes:
+    def encode(self, tokens: Ids, positions: NDArray[np.number]) -> Tensor:
         assert len(tokens) == len(positions)
-        return tokens.astype(np.uint64)[:, None]
+        return torch.from_numpy(tokens.astype(np.int64))[:, None]
 
 
 LSH = IdCodes()

@@ -1,0 +1,161 @@
+"""A few loops in C, compiled once with the machine's own compiler; absent where there is none.
+
+Everything works without them, more slowly: torch has no fused operation for a rotation on the way
+from slot to slot, nor for nearest codes (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from semshare_kernels.rotary.rotation import Rotation
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+# Compiled for OpenMP but not linked with it: the calls find the runtime that torch has loaded, and
+# run on its threads.
+_COMPILE = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC")
+_logger = logging.getLogger(__name__)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled loops; None where there is no compiler, or `SEMSHARE_NATIVE=0` says so.
+
+    Raises:
+        Nothing: whatever fails is logged, and the slower paths are taken.
+
+    """
+    if os.environ.get("SEMSHARE_NATIVE", "1") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        _logger.info("no C compiler: re-alignment and token matching run in torch and NumPy")
+        return None
+    try:
+        return _declared(ctypes.CDLL(str(_built(compiler))))
+    except (OSError, subprocess.SubprocessError) as error:
+        _logger.warning("the loops in C can't be used, torch's are: %s", error)
+        return None
+
+
+def _built(compiler: str) -> Path:
+    """The shared library for this source, compiler and CPU, from the user's cache."""
+    version = subprocess.run(  # noqa: S603
+        [compiler, "--version"], capture_output=True, check=True, text=True
+    ).stdout
+    key = hashlib.sha256(
+        "\0".join((_SOURCE.read_text(), version, _cpu(), *_COMPILE)).encode()
+    ).hexdigest()[:16]
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(base) / "semshare" / "native"
+    path = folder / f"kernels-{key}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        compiled, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+        for step in (
+            [compiler, *_COMPILE, "-c", str(_SOURCE), "-o", str(compiled)],
+            [compiler, "-shared", str(compiled), "-o", str(linked)],
+        ):
+            subprocess.run(step, capture_output=True, check=True, timeout=120)  # noqa: S603
+        linked.replace(path)  # whole or not at all, whoever else is at it
+    return path
+
+
+def _cpu() -> str:
+    """What `-march=native` depends on: a cache may be shared by machines of other kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for name in ("turn_float32", "turn_bfloat16"):
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [pointer] * 6 + [number] * 4, None
+    loaded.copy_rows.argtypes, loaded.copy_rows.restype = [pointer] * 4 + [number] * 2, None
+    loaded.nearest_codes.argtypes = [pointer] * 4 + [number] * 5
+    loaded.nearest_codes.restype = ctypes.c_int
+    return loaded
+
+
+def move_rows(
+    source_pool: Tensor,
+    source: Tensor,
+    target_pool: Tensor,
+    target: Tensor,
+    rotation: Rotation | None,
+) -> bool:
+    """Copy keys or values from slots of one pool to slots of another, turned if angles are given.
+
+    Args:
+        source_pool, target_pool: `[n_slots, heads, d]` contiguous, of one dtype; may be the same.
+        source, target: `[n]` int64; no slot of the same pool is in both.
+        rotation: of the n keys; None copies them as they are.
+
+    Returns:
+        Whether it was done: false where there is no compiled loop for it.
+
+    """
+    loops = library()
+    if loops is None or not (source_pool.is_contiguous() and target_pool.is_contiguous()):
+        return False
+    heads, d = source_pool.shape[1:]
+    tokens = {len(source), len(target), *(() if rotation is None else (len(rotation.cos),))}
+    if len(tokens) != 1:
+        raise ValueError(f"slots and angles of {sorted(tokens)} tokens: they must be as many")
+    source, target = source.contiguous(), target.contiguous()
+    slots = (source_pool.data_ptr(), target_pool.data_ptr(), source.data_ptr(), target.data_ptr())
+    if rotation is None:
+        loops.copy_rows(*slots, len(source), heads * d * source_pool.element_size())
+        return True
+    turn = {torch.float32: loops.turn_float32, torch.bfloat16: loops.turn_bfloat16}.get(
+        source_pool.dtype
+    )
+    if turn is None:
+        return False
+    cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
+    turn(*slots, cos.data_ptr(), sin.data_ptr(), len(source), heads, d, cos.shape[1])
+    return True
+
+
+def nearest_codes(
+    codes: Tensor, candidates: Tensor, centre: Tensor, radius: int, k: int
+) -> Tensor | None:
+    """See `semshare_kernels.simhash.nearest_codes`; None where there is no compiled loop for it."""
+    loops = library()
+    if loops is None:
+        return None
+    codes, by_word, centre = codes.contiguous(), candidates.T.contiguous(), centre.contiguous()
+    (n, words), m = codes.shape, len(candidates)
+    nearest = torch.empty((n, k), dtype=torch.int64)
+    failed = loops.nearest_codes(
+        codes.data_ptr(),
+        by_word.data_ptr(),
+        centre.data_ptr(),
+        nearest.data_ptr(),
+        n,
+        m,
+        words,
+        min(radius, m + int(centre.abs().max()) if n else 0),
+        k,
+    )
+    return None if failed else nearest
