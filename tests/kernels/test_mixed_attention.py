@@ -120,6 +120,30 @@ def test_odd_shapes(plan: Any, n: int, changes: dict[str, Any], group: int) -> N
     assert_right(case, plan(case))
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("part_blocks", [1, 3])
+def test_tiles_cut_inside_a_block_of_keys_see_no_keys_past_the_cut(
+    part_blocks: int, seed: int
+) -> None:
+    """Items of two segments end anywhere, so that a part of a tile ends inside a block of keys."""
+    case = mixed_case(seed, n=400, query_share=0.0, runs=3, heads=(1, 1))  # one query sees them
+    with (
+        mock.patch("semshare_kernels.tiles.launch._MIN_PART_BLOCKS", part_blocks),
+        mock.patch("semshare_kernels.tiles.launch._TILES_A_UNIT", 1000),
+    ):
+        plan = plan_in_tiles(case)
+    assert plan.tiles is not None
+    items, block = plan.tiles.program.items, plan.tiles.config.block_n
+    assert ((items.stop - items.start) % block > 0).any()
+    assert_right(case, plan)
+
+
+def test_a_group_that_no_tile_holds_is_refused() -> None:
+    case = mixed_case(1, n=5, heads=(1, 40), head_dim=128)
+    with pytest.raises(ValueError, match="40 query heads share a KV head"):
+        plan_in_tiles(case)
+
+
 @pytest.mark.parametrize("plan", [plan_on_cpu, plan_in_tiles])
 def test_a_row_whose_first_keys_are_all_hidden_is_right(plan: Any) -> None:
     """The window of the last rows lies past many whole blocks of keys."""

@@ -10,7 +10,7 @@ from semshare_kernels.decode.tree import KeyTree
 from semshare_kernels.key_table import Index
 from semshare_kernels.rotary.rotation import Rotation
 from semshare_kernels.shape import AttentionShape
-from semshare_kernels.tiles.configs import tile_config
+from semshare_kernels.tiles.configs import rows_a_tile, tile_config
 from semshare_kernels.tiles.launch import Tiles, keys_a_part
 from semshare_kernels.tiles.program import Items, tile_program
 
@@ -33,7 +33,7 @@ def plan_for_gpu(
     config = tile_config(most * shape.group, shape.head_dim, shape.dtype)
     # A tile takes as many links of a shared node as it holds, and one link of any other.
     within = np.arange(len(node)) - np.searchsorted(node, node)
-    fits = np.where(is_shared[node], config.block_m // shape.group, 1)
+    fits = np.where(is_shared[node], rows_a_tile(config, shape.group), 1)
     tile_row = np.flatnonzero(within % fits == 0)
     tile_rows = np.diff(np.append(tile_row, len(node)))
     start, stop = tree.node_start[node[tile_row]], tree.node_start[node[tile_row] + 1]

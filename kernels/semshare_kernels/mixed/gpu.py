@@ -9,7 +9,7 @@ from semshare_kernels.key_table import Index, KeyTable
 from semshare_kernels.mixed.plan import MixedPlan, Segment
 from semshare_kernels.rotary.rotation import Rotation
 from semshare_kernels.shape import AttentionShape
-from semshare_kernels.tiles.configs import tile_config
+from semshare_kernels.tiles.configs import rows_a_tile, tile_config
 from semshare_kernels.tiles.launch import Tiles, keys_a_part
 from semshare_kernels.tiles.program import Items, tile_program
 
@@ -41,7 +41,7 @@ def plan_for_gpu(
         if bounds[index] < bounds[index + 1]
     )
     config = tile_config(len(q_pos) * shape.group, shape.head_dim, shape.dtype)
-    starts = np.arange(0, len(q_pos), config.block_m // shape.group)
+    starts = np.arange(0, len(q_pos), rows_a_tile(config, shape.group))
     stops = np.append(starts[1:], len(q_pos))
     items = Items.joined(
         [_items(segment, table, q_pos, starts, stops, window) for segment in segments]

@@ -47,7 +47,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _declared(ctypes.CDLL(str(_built(compiler))))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         _logger.warning("the loops in C can't be used, torch's are: %s", error)
         return None
 
@@ -122,6 +122,12 @@ def move_rows(
     tokens = {len(source), len(target), *(() if rotation is None else (len(rotation.cos),))}
     if len(tokens) != 1:
         raise ValueError(f"slots and angles of {sorted(tokens)} tokens: they must be as many")
+    if (source.dtype, target.dtype, source_pool.dtype) != (
+        torch.int64,
+        torch.int64,
+        target_pool.dtype,
+    ):
+        raise ValueError("slots must be int64, and both pools of one dtype")
     source, target = source.contiguous(), target.contiguous()
     slots = (source_pool.data_ptr(), target_pool.data_ptr(), source.data_ptr(), target.data_ptr())
     if rotation is None:
@@ -132,7 +138,7 @@ def move_rows(
     )
     if turn is None:
         return False
-    cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
+    cos, sin = (part.to(torch.float32).contiguous() for part in (rotation.cos, rotation.sin))
     turn(*slots, cos.data_ptr(), sin.data_ptr(), len(source), heads, d, cos.shape[1])
     return True
 
@@ -144,6 +150,8 @@ def nearest_codes(
     loops = library()
     if loops is None:
         return None
+    if codes.shape[1] != candidates.shape[1]:
+        raise ValueError(f"codes of {codes.shape[1]} and {candidates.shape[1]} words")
     codes, by_word, centre = codes.contiguous(), candidates.T.contiguous(), centre.contiguous()
     (n, words), m = codes.shape, len(candidates)
     nearest = torch.empty((n, k), dtype=torch.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
+from semshare_kernels.device import current_device_of
 from semshare_kernels.rotary.rotation import Rotation
 from semshare_kernels.rotary.triton_kernel import realign
 
@@ -19,17 +20,18 @@ def realign_keys(keys: Tensor, source: Tensor, target: Tensor, rotation: Rotatio
     if len(source) == 0:
         return
     _, heads, d = keys.shape
-    realign[(triton.cdiv(len(source), BLOCK_TOKENS), heads)](
-        keys,
-        source,
-        target,
-        rotation.cos,
-        rotation.sin,
-        len(source),
-        HEADS=heads,
-        D=d,
-        ROPE_D=2 * rotation.cos.shape[1],
-        BLOCK_N=BLOCK_TOKENS,
-        BLOCK_D=triton.next_power_of_2(d),
-        num_warps=4,
-    )
+    with current_device_of(keys):
+        realign[(triton.cdiv(len(source), BLOCK_TOKENS), heads)](
+            keys,
+            source,
+            target,
+            rotation.cos,
+            rotation.sin,
+            len(source),
+            HEADS=heads,
+            D=d,
+            ROPE_D=2 * rotation.cos.shape[1],
+            BLOCK_N=BLOCK_TOKENS,
+            BLOCK_D=triton.next_power_of_2(d),
+            num_warps=4,
+        )

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from semshare_kernels.device import current_device_of
 from semshare_kernels.simhash.triton_kernel import encode, hamming_top_k
 from semshare_kernels.tiles.launch import product_precision
 
@@ -20,17 +21,18 @@ def simhash(vectors: Tensor, planes: Tensor) -> Tensor:
     (n, dim), bits = vectors.shape, planes.shape[1]
     codes = vectors.new_empty((n, bits // 32), dtype=torch.int32)
     if n:
-        encode[(triton.cdiv(n, ENCODE_TOKENS), bits // 32)](
-            vectors.contiguous(),
-            planes.contiguous(),
-            codes,
-            n,
-            DIM=dim,
-            BITS=bits,
-            BLOCK_N=ENCODE_TOKENS,
-            BLOCK_DIM=ENCODE_DIM,
-            PRECISION=product_precision(torch.float32),
-        )
+        with current_device_of(vectors):
+            encode[(triton.cdiv(n, ENCODE_TOKENS), bits // 32)](
+                vectors.contiguous(),
+                planes.contiguous(),
+                codes,
+                n,
+                DIM=dim,
+                BITS=bits,
+                BLOCK_N=ENCODE_TOKENS,
+                BLOCK_DIM=ENCODE_DIM,
+                PRECISION=product_precision(torch.float32),
+            )
     return codes.view(torch.int64)
 
 
@@ -39,17 +41,18 @@ def nearest_codes(codes: Tensor, candidates: Tensor, centre: Tensor, radius: int
     n, m = len(codes), len(candidates)
     nearest = centre.new_empty((n, k))
     if n:
-        hamming_top_k[(triton.cdiv(n, MATCH_TOKENS),)](
-            codes.contiguous().view(torch.int32),
-            candidates.contiguous().view(torch.int32),
-            centre,
-            nearest,
-            n,
-            m,
-            radius,
-            WORDS=2 * codes.shape[1],
-            K=k,
-            BLOCK_N=MATCH_TOKENS,
-            BLOCK_M=MATCH_CANDIDATES,
-        )
+        with current_device_of(codes):
+            hamming_top_k[(triton.cdiv(n, MATCH_TOKENS),)](
+                codes.contiguous().view(torch.int32),
+                candidates.contiguous().view(torch.int32),
+                centre,
+                nearest,
+                n,
+                m,
+                radius,
+                WORDS=2 * codes.shape[1],
+                K=k,
+                BLOCK_N=MATCH_TOKENS,
+                BLOCK_M=MATCH_CANDIDATES,
+            )
     return nearest

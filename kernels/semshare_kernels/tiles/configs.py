@@ -23,6 +23,20 @@ class TileConfig:
     stages: int  # tiles of keys and values in flight
 
 
+def rows_a_tile(config: TileConfig, group: int) -> int:
+    """Query rows of a tile, whose `group` heads are rows of its products.
+
+    Raises:
+        ValueError: not even one fits.
+
+    """
+    if group > config.block_m:
+        raise ValueError(
+            f"{group} query heads share a KV head: a tile of these kernels holds {config.block_m}"
+        )
+    return config.block_m // group
+
+
 @cache
 def tile_config(rows: int, head_dim: int, dtype: torch.dtype) -> TileConfig:
     """The block sizes for so many rows.

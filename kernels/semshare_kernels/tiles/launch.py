@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from semshare_kernels.device import current_device_of
 from semshare_kernels.key_table import Index
 from semshare_kernels.merge.gpu import merge_states
 from semshare_kernels.rotary.rotation import Rotation
@@ -125,11 +126,29 @@ class Tiles:
 
         """
         heads, d = query.shape[1:]
-        kv_heads = keys.shape[1]
         written = self.program.n_written
         partial = self.merged_from is not None
         out = query.new_empty((written, heads, d), dtype=torch.float32 if partial else query.dtype)
         lse = query.new_empty((written, heads), dtype=torch.float32)
+        with current_device_of(query):
+            self._launch(query, keys, values, out, lse, scale, turn)
+        if self.merged_from is None:
+            return out, lse
+        merged, lse = merge_states(out, lse, *self.merged_from)
+        return merged.to(query.dtype), lse
+
+    def _launch(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+        turn: Rotation | None,
+    ) -> None:
+        heads, d = query.shape[1:]
+        kv_heads = keys.shape[1]
         unused = lse  # in the place of tables that are not read
         attend_tiles[(len(self.program.tile_rows), kv_heads)](
             query=query,
@@ -155,7 +174,3 @@ class Tiles:
             num_warps=self.config.warps,
             num_stages=self.config.stages,
         )
-        if self.merged_from is None:
-            return out, lse
-        merged, lse = merge_states(out, lse, *self.merged_from)
-        return merged.to(query.dtype), lse

@@ -92,7 +92,7 @@ def attend_tiles(
                     s = tl.where((d < half)[None, :], -s, s)
                     k = (k.to(tl.float32) * c + other.to(tl.float32) * s).to(k.dtype)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
-            if first + BLOCK_N > seen:
+            if first + BLOCK_N > tl.minimum(seen, stop):  # an item may end before what is seen
                 distance = at[:, None] - tl.load(key_at + n, mask=valid, other=0)[None, :]
                 visible = valid[None, :] & (distance >= 0) & (distance < window)
                 score = tl.where(visible, score, float("-inf"))
