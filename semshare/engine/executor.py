@@ -25,6 +25,7 @@ from semshare_kernels import (
     apply_rotary,
     attention_mass,
     mixed_attention,
+    native,
     plan_mixed,
     realign_keys,
     write_slots,
@@ -67,6 +68,8 @@ class Executor:
     def __init__(self, adapter: ModelAdapter, pool: KVPool) -> None:
         self.adapter = adapter
         self.pool = pool
+        if adapter.device.type == "cpu":
+            native.library()  # compiled on its first use ever: not while a request waits
 
     def load(self, sequence: KVSequence, layout: Layout) -> None:
         """Copy a layout's copied tokens into the sequence's own slots, keys re-aligned."""
