@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
@@ -28,7 +29,7 @@ from semshare_kernels.rotary.gpu import BLOCK_TOKENS
 from semshare_kernels.rotary.triton_kernel import realign
 from semshare_kernels.simhash import gpu as simhash_gpu
 from semshare_kernels.simhash.triton_kernel import encode, hamming_top_k
-from semshare_kernels.tiles.configs import DTYPES, HEAD_DIMS, tile_config
+from semshare_kernels.tiles.configs import DTYPES, HEAD_DIMS, MAX_REGISTERS, tile_config
 from semshare_kernels.tiles.launch import product_precision
 from semshare_kernels.tiles.triton_kernel import attend_tiles
 
@@ -51,6 +52,7 @@ class Variant:
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 2
+    max_registers: int | None = None
     products: bool = False  # whether it has any tl.dot
 
     @property
@@ -87,15 +89,14 @@ def _tile_variants() -> Iterator[Variant]:
     for head_dim in HEAD_DIMS:
         for dtype in DTYPES:
             own = "*" + _TYPES[dtype]
-            for rows in (16, 1024):
-                config = tile_config(rows, head_dim, dtype)
-                for turns in (False, True):
-                    # Decode tiles write partial results, prefill tiles mostly whole ones.
-                    out = "*fp32" if rows == 16 else own
+            configs = dict.fromkeys(tile_config(rows, head_dim, dtype) for rows in (16, 1024))
+            for config in configs:
+                # Partial results are float32, whole ones the model's type.
+                for turns, out in product((False, True), dict.fromkeys(("*fp32", own))):
                     yield Variant(
                         attend_tiles,
                         f"d{head_dim} {_TYPES[dtype]} m{config.block_m} n{config.block_n}"
-                        f"{' turns' if turns else ''}",
+                        f"{' turns' if turns else ''}{'' if out == own else ' partial'}",
                         dict.fromkeys(("query", "keys", "values"), own)
                         | dict.fromkeys((*tables, *items), "*i64")
                         | dict.fromkeys(("cos", "sin", "lse"), "*fp32")
@@ -105,6 +106,7 @@ def _tile_variants() -> Iterator[Variant]:
                             "KV_HEADS": 8,
                             "D": head_dim,
                             "BLOCK_D": triton.next_power_of_2(head_dim),
+                            "CHUNK_D": min(triton.next_power_of_2(head_dim), config.chunk_d),
                             "ROPE_D": head_dim if turns else 2,
                             "BLOCK_M": config.block_m,
                             "BLOCK_N": config.block_n,
@@ -113,6 +115,7 @@ def _tile_variants() -> Iterator[Variant]:
                         },
                         config.warps,
                         config.stages,
+                        MAX_REGISTERS,
                         products=True,
                     )
 
@@ -192,7 +195,11 @@ def check(variant: Variant, arch: int) -> KernelReport:
         if signature[name].startswith("*")
     }
     source = ASTSource(variant.kernel, signature, constants, aligned)
-    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    options = {
+        "num_warps": variant.warps,
+        "num_stages": variant.stages,
+        "maxnreg": variant.max_registers,
+    }
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = compiled.asm["ptx"]
     registers, stack, spill = _resources(ptx, arch)

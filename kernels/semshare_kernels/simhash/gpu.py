@@ -13,7 +13,7 @@ from semshare_kernels.tiles.launch import product_precision
 ENCODE_TOKENS = 32
 ENCODE_DIM = 64
 MATCH_TOKENS = 16
-MATCH_CANDIDATES = 64
+MATCH_CANDIDATES = 32
 
 
 def simhash(vectors: Tensor, planes: Tensor) -> Tensor:

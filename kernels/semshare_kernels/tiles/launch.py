@@ -14,7 +14,7 @@ from semshare_kernels.key_table import Index
 from semshare_kernels.merge.gpu import merge_states
 from semshare_kernels.rotary.rotation import Rotation
 from semshare_kernels.shape import AttentionShape
-from semshare_kernels.tiles.configs import TileConfig
+from semshare_kernels.tiles.configs import MAX_REGISTERS, TileConfig
 from semshare_kernels.tiles.program import TileProgram
 from semshare_kernels.tiles.triton_kernel import attend_tiles
 
@@ -166,6 +166,7 @@ class Tiles:
             KV_HEADS=kv_heads,
             D=d,
             BLOCK_D=triton.next_power_of_2(d),
+            CHUNK_D=min(triton.next_power_of_2(d), self.config.chunk_d),
             ROPE_D=2 if turn is None else 2 * turn.cos.shape[1],
             BLOCK_M=self.config.block_m,
             BLOCK_N=self.config.block_n,
@@ -173,4 +174,5 @@ class Tiles:
             PRECISION=product_precision(query.dtype),
             num_warps=self.config.warps,
             num_stages=self.config.stages,
+            maxnreg=MAX_REGISTERS,
         )

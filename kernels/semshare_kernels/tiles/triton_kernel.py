@@ -39,6 +39,7 @@ def attend_tiles(
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,  # D rounded up to a power of two
+    CHUNK_D: tl.constexpr,  # dimensions whose products are made at a time: registers bound it
     ROPE_D: tl.constexpr,  # dimensions that RoPE turns
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -56,8 +57,6 @@ def attend_tiles(
     live = row < tl.load(tile_rows + tile)
     d = tl.arange(0, BLOCK_D)
     in_d = d < D
-    half: tl.constexpr = ROPE_D // 2
-    partner = tl.where(d < half, d + half, tl.where(d < ROPE_D, d - half, d))
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -67,10 +66,11 @@ def attend_tiles(
     for item in range(tl.load(tile_items + tile), tl.load(tile_items + tile + 1)):
         base = tl.load(item_query + item)
         at = tl.load(query_at + base + row, mask=live, other=-1)
-        q_offset = ((base + row) * HEADS + head) * D
-        q = tl.load(
-            query + q_offset[:, None] + d[None, :], mask=live[:, None] & in_d[None, :], other=0.0
-        )
+        q_rows = query + ((base + row) * HEADS + head) * D
+        if CHUNK_D == BLOCK_D:
+            q = tl.load(
+                q_rows[:, None] + d[None, :], mask=live[:, None] & in_d[None, :], other=0.0
+            )
         stop = tl.load(item_stop + item)
         seen = tl.load(item_seen + item)
         for first in range(tl.load(item_start + item), stop, BLOCK_N):
@@ -78,20 +78,25 @@ def attend_tiles(
             valid = n < stop
             slot = tl.load(slots + n, mask=valid, other=0)  # int64: large pools pass 2³¹ elements
             offset = (slot * KV_HEADS + kv_head) * D
-            loaded = valid[:, None] & in_d[None, :]
-            k = tl.load(keys + offset[:, None] + d[None, :], mask=loaded, other=0.0)
-            if TURNS:  # noqa: SIM102 - known when it is compiled, the other is not
-                if first >= first_turned:
-                    other = tl.load(
-                        keys + offset[:, None] + partner[None, :], mask=loaded, other=0.0
+            score = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for chunk in tl.static_range(0, BLOCK_D, CHUNK_D):
+                e = chunk + tl.arange(0, CHUNK_D)
+                if CHUNK_D != BLOCK_D:
+                    q = tl.load(
+                        q_rows[:, None] + e[None, :], mask=live[:, None] & (e < D)[None, :], other=0.0
                     )
-                    turns = valid[:, None] & (d < ROPE_D)[None, :]
-                    angle = (n - first_turned)[:, None] * half + (d % half)[None, :]
-                    c = tl.load(cos + angle, mask=turns, other=1.0)
-                    s = tl.load(sin + angle, mask=turns, other=0.0)
-                    s = tl.where((d < half)[None, :], -s, s)
-                    k = (k.to(tl.float32) * c + other.to(tl.float32) * s).to(k.dtype)
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+                k = tl.load(
+                    keys + offset[:, None] + e[None, :],
+                    mask=valid[:, None] & (e < D)[None, :],
+                    other=0.0,
+                )
+                if TURNS:  # noqa: SIM102 - known when it is compiled, the other is not
+                    if first >= first_turned:
+                        row_cos = cos + (n - first_turned) * (ROPE_D // 2)
+                        row_sin = sin + (n - first_turned) * (ROPE_D // 2)
+                        k = turned(k, keys + offset, row_cos, row_sin, e, valid, ROPE_D)
+                score = tl.dot(q, tl.trans(k), score, input_precision=PRECISION)
+            score *= scale_log2
             if first + BLOCK_N > tl.minimum(seen, stop):  # an item may end before what is seen
                 distance = at[:, None] - tl.load(key_at + n, mask=valid, other=0)[None, :]
                 visible = valid[None, :] & (distance >= 0) & (distance < window)
@@ -102,7 +107,11 @@ def attend_tiles(
             weight = tl.exp2(score - shift[:, None])
             decay = tl.exp2(top - shift)
             total = total * decay + tl.sum(weight, 1)
-            v = tl.load(values + offset[:, None] + d[None, :], mask=loaded, other=0.0)
+            v = tl.load(
+                values + offset[:, None] + d[None, :],
+                mask=valid[:, None] & in_d[None, :],
+                other=0.0,
+            )
             acc = acc * decay[:, None]
             acc = tl.dot(weight.to(v.dtype), v, acc, input_precision=PRECISION)
             top = new_top
@@ -116,3 +125,24 @@ def attend_tiles(
     )
     log_total = (top + tl.log2(tl.where(nothing, 1.0, total))) / log2e
     tl.store(lse + out_row * HEADS + head, tl.where(nothing, float("-inf"), log_total), mask=live)
+
+
+@triton.jit
+def turned(
+    k,  # [BLOCK_N, CHUNK_D]
+    key_rows,  # [BLOCK_N] pointers to the whole keys
+    cos,  # [BLOCK_N] pointers to [ROPE_D / 2] float32
+    sin,
+    e,  # [CHUNK_D] dimensions of k
+    valid,  # [BLOCK_N]
+    ROPE_D: tl.constexpr,
+):
+    """Some dimensions of keys, rotated by their angles in float32; dimension j turns with j ± r/2."""
+    half: tl.constexpr = ROPE_D // 2
+    partner = tl.where(e < half, e + half, e - half)
+    turns = valid[:, None] & (e < ROPE_D)[None, :]
+    other = tl.load(key_rows[:, None] + partner[None, :], mask=turns, other=0.0)
+    c = tl.load(cos[:, None] + (e % half)[None, :], mask=turns, other=1.0)
+    s = tl.load(sin[:, None] + (e % half)[None, :], mask=turns, other=0.0)
+    s = tl.where((e < half)[None, :], -s, s)
+    return (k.to(tl.float32) * c + other.to(tl.float32) * s).to(k.dtype)
