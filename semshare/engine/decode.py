@@ -71,8 +71,8 @@ class Decoding:
             yield TextDelta(piece, self.tokens[given:])
 
     def _step(self, served: Served, token: int) -> torch.Tensor:
-        position = served.sequence.append(1)
-        step = self.executor.forward(
-            served.sequence, np.array([token]), position, record=self.record
-        )
-        return step.logits
+        sequence, ids = served.sequence, np.array([token])
+        position = sequence.append(1)
+        if self.record is None:
+            return self.executor.decode([sequence], ids, position)
+        return self.executor.forward(sequence, ids, position, record=self.record).logits

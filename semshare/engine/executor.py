@@ -1,12 +1,13 @@
-"""Runs a model's layers on chosen rows over a sequence's mixed KV. Decides nothing.
+"""Runs a model's layers on chosen rows over mixed KV. Decides nothing.
 
-Prefill, decode, scoring and recording of attention are the same call: some token ids at some
-positions, each layer's keys and values written into the sequence's own slots, attention over all
-of its segments.
+`forward` is prefill, scoring and recording of attention: some token ids at some positions of one
+sequence, each layer's keys and values written into its own slots, attention over all of its
+segments. `decode` is one more token of each of several sequences, whose shared KV is read once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,20 +17,26 @@ from torch import Tensor
 
 from semshare.engine.adapter import NO_ROPE, ModelAdapter
 from semshare.kv.pool import KVPool
-from semshare.kv.sequence import KVSequence, Layout
+from semshare.kv.sequence import KVSequence, Layout, key_tree
 from semshare.planning.deviation import keep_most_deviating
 from semshare.types import DeviationSchedule, Scores
 from semshare_kernels import (
+    DecodePlan,
     KeyTable,
+    KeyTree,
     Rotation,
     apply_rotary,
     attention_mass,
+    decode_attention,
     mixed_attention,
     native,
+    plan_decode,
     plan_mixed,
     realign_keys,
     write_slots,
 )
+
+_Rope = dict[str, tuple[Tensor, Tensor]]  # cos and sin of each rope kind
 
 
 @dataclass(slots=True)
@@ -105,7 +112,7 @@ class Executor:
         """
         table = sequence.key_table()
         rows = _Rows(self.adapter, table, positions)
-        hidden = self.adapter.embed(torch.from_numpy(ids.astype(np.int64)).to(self.adapter.device))
+        hidden = self._embedded(ids)
         slots = self._index(sequence.own_slots(positions))
         computed = 0
         for index in range(self.adapter.n_layers):
@@ -125,6 +132,41 @@ class Executor:
             hidden = self.adapter.layer_output(index, hidden, attended)
         wanted = hidden if all_logits else hidden[-1:]
         return ForwardResult(self.adapter.logits(wanted), computed)
+
+    def decode(
+        self,
+        sequences: Sequence[KVSequence],
+        ids: NDArray[np.integer],
+        positions: NDArray[np.int64],
+    ) -> Tensor:
+        """Compute one token at the end of each sequence, writing its KV.
+
+        Args:
+            sequences: each has the token's slot already.
+            ids, positions: `[n_sequences]`.
+
+        Returns:
+            Logits `[n_sequences, vocab]` float32.
+
+        """
+        step = _DecodeStep(self.adapter, key_tree(sequences), positions)
+        hidden = self._embedded(ids)
+        own = [
+            sequence.own_slots(positions[index : index + 1])
+            for index, sequence in enumerate(sequences)
+        ]
+        slots = self._index(np.concatenate(own))
+        for index, kind in enumerate(self.adapter.rope_kinds):
+            keys, values = self.pool.keys[index], self.pool.values[index]
+            q, k, v = self.adapter.attention_inputs(index, hidden)
+            write_slots(keys, values, slots, step.upright(k, kind), v)
+            plan, queries = step.work(q, self.adapter.windows[index], kind)
+            attended, _ = decode_attention(plan, queries, keys, values, self.adapter.scale)
+            hidden = self.adapter.layer_output(index, hidden, attended)
+        return self.adapter.logits(hidden)
+
+    def _embedded(self, ids: NDArray[np.integer]) -> Tensor:
+        return self.adapter.embed(torch.from_numpy(ids.astype(np.int64)).to(self.adapter.device))
 
     def _attend(self, index: int, rows: _Rows, q: Tensor, record: AttentionRecord | None) -> Tensor:
         kind = self.adapter.rope_kinds[index]
@@ -187,6 +229,31 @@ class _Work:
         if kind == NO_ROPE:
             return q.expand(len(self.plan.shifts), *q.shape)
         return apply_rotary(q, *self._rope[kind])
+
+
+class _DecodeStep:
+    """What a decode step needs in each layer and is the same in all of them."""
+
+    def __init__(self, adapter: ModelAdapter, tree: KeyTree, positions: NDArray[np.int64]) -> None:
+        self._adapter, self._tree, self._positions = adapter, tree, positions
+        self._rope = adapter.rope(torch.from_numpy(positions).to(adapter.device))
+        self._plans: dict[int | None, tuple[DecodePlan, Tensor, _Rope]] = {}
+
+    def upright(self, x: Tensor, kind: str) -> Tensor:
+        """RoPE of `x` `[n_sequences, heads, d]` at their positions."""
+        return x if kind == NO_ROPE else apply_rotary(x, *self._rope[kind])
+
+    def work(self, q: Tensor, window: int | None, kind: str) -> tuple[DecodePlan, Tensor]:
+        """The plan for layers with this window, and its queries of `q` `[n, heads, d]`."""
+        if window not in self._plans:
+            adapter, at = self._adapter, self._positions
+            plan = plan_decode(at, self._tree, window=window, shape=adapter.attention_shape)
+            turned_for = torch.from_numpy(at[plan.row_sequence] - plan.row_shift)
+            rows = torch.from_numpy(plan.row_sequence).to(adapter.device)
+            self._plans[window] = plan, rows, adapter.rope(turned_for.to(adapter.device))
+        plan, rows, rope = self._plans[window]
+        queries = q.index_select(0, rows)
+        return plan, queries if kind == NO_ROPE else apply_rotary(queries, *rope[kind])
 
 
 def _rotations(adapter: ModelAdapter, shifts: NDArray[np.int64]) -> dict[str, Rotation]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semshare.kv.pool import KVPool, Pages
 from semshare.types import ReusePlan, Slots, TokenSource
-from semshare_kernels import KeyTable
+from semshare_kernels import KeyTable, KeyTree
 
 # A reused run at least this long is attended where it lies; a shorter one is copied next to the
 # fresh tokens, because each run costs an attention call in every layer of every decode step.
@@ -166,9 +168,58 @@ class KVSequence:
             ),
         )
 
+    @property
+    def own(self) -> tuple[Slots, NDArray[np.int64]]:
+        """Slots and positions of the tokens that have slots of their own."""
+        return self._own_slots[: len(self._own_positions)], self._own_positions
+
     def release(self) -> None:
         """Give all pages back; safe to call twice."""
         if not self._released:
             self._released = True
             self.pool.release(self._shared_pages)
             self.pool.release(self._own_pages)
+
+
+def key_tree(sequences: Sequence[KVSequence]) -> KeyTree:
+    """What some sequences of one pool read, each shared run of slots as one node.
+
+    Views are cut wherever another sequence's view begins or ends, so that two that overlap share
+    what they have in common, at whatever positions.
+    """
+    views = [view for sequence in sequences for view in sequence.layout.views]
+    bounds = np.unique([(view.slot_start, view.slot_start + len(view)) for view in views])
+    lengths: list[int] = []
+    slots: list[Slots] = []
+    stored_at: list[NDArray[np.int64]] = []
+    node_of: dict[int, int] = {}  # by first slot
+
+    def node(of_slots: Slots, positions: NDArray[np.int64]) -> int:
+        slots.append(of_slots)
+        stored_at.append(positions)
+        lengths.append(len(of_slots))
+        return len(lengths) - 1
+
+    paths, shifts = [], []
+    for sequence in sequences:
+        path, shift = [], []
+        for view in sequence.layout.views:
+            first, last = view.slot_start, view.slot_start + len(view)
+            cuts = bounds[np.searchsorted(bounds, first) : np.searchsorted(bounds, last) + 1]
+            for start, stop in pairwise(cuts.tolist()):
+                if start not in node_of:
+                    part = slice(start - first, stop - first)
+                    node_of[start] = node(view.slots[part], view.positions[part] - view.shift)
+                path.append(node_of[start])
+                shift.append(view.shift)
+        path.append(node(*sequence.own))
+        shift.append(0)
+        paths.append(np.array(path, np.int64))
+        shifts.append(np.array(shift, np.int64))
+    return KeyTree(
+        slots=np.concatenate(slots),
+        stored_at=np.concatenate(stored_at),
+        node_start=np.concatenate(([0], np.cumsum(lengths))),
+        paths=tuple(paths),
+        shifts=tuple(shifts),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -19,6 +21,9 @@ from torch import Tensor
 from semshare_kernels import AttentionShape, KeyTable, KeyTree, decode_attention, plan_decode
 from semshare_kernels.decode import DecodePlan, cpu, gpu, reference
 from semshare_kernels.decode.plan import sharing_pays
+from semshare_kernels.decode.tree import Links
+from semshare_kernels.tiles import cpu as tiles
+from semshare_kernels.tiles.cpu import CpuTiles
 
 
 @dataclass(repr=False)
@@ -41,9 +46,7 @@ class TreeCase:
         rows = self.query[torch.from_numpy(plan.row_sequence)].float()
         at = self.q_pos[plan.row_sequence] - plan.row_shift
         turned = self.rope.turned(rows, at).to(self.query.dtype)
-        turn = self.rope.rotation(plan.turned_shifts) if plan.turned_shifts.any() else None
-        scale = self.shape.head_dim**-0.5
-        return decode_attention(plan, turned, self.keys, self.values, scale, turn)
+        return decode_attention(plan, turned, self.keys, self.values, self.shape.head_dim**-0.5)
 
     def one_by_one(self) -> tuple[Tensor, Tensor]:
         def moved(keys: Tensor, table: KeyTable) -> Tensor:
@@ -150,6 +153,13 @@ def plan_in_tiles(case: TreeCase) -> DecodePlan:
     return gpu.plan_for_gpu(case.q_pos, case.tree, case.window, case.shape)
 
 
+@contextmanager
+def without_native() -> Iterator[None]:
+    """As on a machine without a compiler."""
+    with mock.patch("semshare_kernels.native.library", return_value=None):
+        yield
+
+
 def assert_right(case: TreeCase, plan: DecodePlan) -> None:
     out, lse = case.decoded(plan)
     expected, expected_lse = case.one_by_one()
@@ -159,13 +169,25 @@ def assert_right(case: TreeCase, plan: DecodePlan) -> None:
     assert largest_error(lse, expected_lse) <= 2 * LIMITS[case.shape.dtype]
 
 
+@pytest.mark.parametrize("native", [True, False])
 @examples(120)
-@given(cases, st.sampled_from([0, 2000, 1 << 40]), st.sampled_from([3, 1024]))
-def test_cpu_equals_each_sequence_by_itself(case: TreeCase, call_bytes: int, scratch: int) -> None:
-    """Whatever is shared: everything, what pays, nothing."""
+@given(
+    case=cases,
+    call_bytes=st.sampled_from([0, 2000, 1 << 40]),
+    part_keys=st.sampled_from([1, 7, 256]),
+    few_rows=st.sampled_from([0, 4, 100]),
+    state_bytes=st.sampled_from([0, 1 << 16]),
+)
+def test_cpu_equals_each_sequence_by_itself(
+    native: bool, case: TreeCase, call_bytes: int, part_keys: int, few_rows: int, state_bytes: int
+) -> None:
+    """Whatever is shared, however it is cut, with the loops in C and without."""
     with (
         mock.patch.object(cpu, "CALL_BYTES", call_bytes),
-        mock.patch.object(cpu, "SCRATCH_KEYS", scratch),
+        mock.patch.object(tiles, "MIN_PART_KEYS", part_keys),
+        mock.patch.object(tiles, "FEW_ROWS", few_rows),
+        mock.patch.object(tiles, "STATE_BYTES", state_bytes),
+        nullcontext() if native else without_native(),
     ):
         assert_right(case, plan_on_cpu(case))
 
@@ -210,27 +232,49 @@ def test_odd_shapes(plan: Any, node_keys: int, sequences: int) -> None:
 
 def test_a_long_node_of_many_sequences_is_read_once_and_a_short_one_by_each() -> None:
     case = tree_case(2, sequences=8, nodes=0, node_keys=1, heads=(3, 3), head_dim=64)
-    n = len(case.tree.slots)  # up to three keys of each sequence
-    for length, shared in ((1000, 1), (3, 0)):
-        tree = KeyTree(
-            np.concatenate((np.arange(length) + 100, case.tree.slots)),
-            np.concatenate((np.arange(length), case.tree.stored_at)),
-            np.concatenate(([0], case.tree.node_start + length)),
-            tuple(np.concatenate(([0], path + 1)) for path in case.tree.paths),
-            tuple(np.concatenate(([0], shift)) for shift in case.tree.shifts),
+    own = len(case.tree.slots)
+    for length, read in ((1000, 1000 + own), (3, 8 * 3 + own)):
+        plan = plan_decode(
+            case.q_pos + length,
+            KeyTree(
+                np.concatenate((np.arange(length) + 100, case.tree.slots)),
+                np.concatenate((np.arange(length), case.tree.stored_at)),
+                np.concatenate(([0], case.tree.node_start + length)),
+                tuple(np.concatenate(([0], path + 1)) for path in case.tree.paths),
+                tuple(np.concatenate(([0], shift)) for shift in case.tree.shifts),
+            ),
+            window=None,
+            shape=case.shape,
         )
-        plan = plan_decode(case.q_pos + length, tree, window=None, shape=case.shape)
-        assert len(plan.shared) == shared
-        assert plan.short is not None
-        read = sum(len(own.plan.keys) for own in plan.private) + len(plan.short.slots)
-        longest = 3 + (0 if shared else length)
-        assert n <= read <= 8 * longest
+        assert isinstance(plan.tiles, CpuTiles)
+        items = plan.tiles.program.items
+        assert int((items.stop - items.start).sum()) == read
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3, 32])
+@pytest.mark.parametrize("sequences", [1, 40])
+def test_tasks_have_each_head_of_each_tile_once(sequences: int, kv_heads: int) -> None:
+    case = tree_case(
+        3, sequences=sequences, nodes=2, node_keys=900, heads=(kv_heads, 3), head_dim=16
+    )
+    plan = plan_on_cpu(case)
+    assert isinstance(plan.tiles, CpuTiles)
+    work, n_tiles = plan.tiles.work.arrays, len(plan.tiles.program.tile_rows)
+    count = np.zeros((n_tiles, kv_heads), int)
+    for tile, head, heads in zip(
+        work["task_tile"], work["task_head"], work["task_heads"], strict=True
+    ):
+        count[tile, head : head + heads] += 1
+    assert (count == 1).all()
 
 
 def test_sharing_never_pays_for_one_reader_and_pays_more_for_more() -> None:
     shape = AttentionShape(9, 3, 64, torch.float32, CPU)
-    readers, keys = np.arange(1, 65), np.full(64, 500)
-    pays = sharing_pays(readers, keys, shape, call_bytes=300_000)
+    readers = np.arange(1, 65)
+    node = np.repeat(np.arange(64), readers)
+    tree = KeyTree(np.arange(64 * 500), np.arange(64 * 500), 500 * np.arange(65), (), ())
+    links = Links(np.zeros_like(node), node, np.zeros_like(node))
+    pays = sharing_pays(tree, links, shape, call_bytes=300_000)
     assert not pays[0]
     assert pays[-1]
     assert (np.diff(pays.astype(int)) >= 0).all()

@@ -8,7 +8,6 @@ from semshare_kernels.decode import cpu
 from semshare_kernels.decode.plan import DecodePlan
 from semshare_kernels.decode.tree import KeyTree
 from semshare_kernels.key_table import Index
-from semshare_kernels.rotary.rotation import Rotation
 from semshare_kernels.shape import AttentionShape
 
 __all__ = ["DecodePlan", "KeyTree", "decode_attention", "plan_decode"]
@@ -34,12 +33,7 @@ def plan_decode(
 
 
 def decode_attention(
-    plan: DecodePlan,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scale: float,
-    turn: Rotation | None = None,
+    plan: DecodePlan, queries: Tensor, keys: Tensor, values: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Run a decode plan in one layer.
 
@@ -48,15 +42,10 @@ def decode_attention(
         queries: `[n_rows, heads, d]`, rotated as the plan's rows say.
         keys, values: `[n_slots, kv_heads, d]` of the pool, read in place.
         scale: of the dot products.
-        turn: by the plan's `turned_shifts`; None if all are 0, or the layer has no RoPE.
 
     Returns:
         out `[n_sequences, heads, d]` in the queries' dtype, lse `[n_sequences, heads]` float32,
         natural log.
 
     """
-    if plan.tiles is None:
-        return cpu.decode_attention(plan, queries, keys, values, scale, turn)
-    from semshare_kernels.decode import gpu  # noqa: PLC0415 - needs Triton
-
-    return gpu.decode_attention(plan, queries, keys, values, scale, turn)
+    return plan.tiles.attend(queries, keys, values, scale)

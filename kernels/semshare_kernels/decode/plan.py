@@ -1,52 +1,28 @@
-"""How a decode step over a tree is cut into work, from positions alone."""
+"""How a decode step over a tree is cut into tiles, from positions alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from semshare_kernels.decode.tree import KeyTree, Links
 from semshare_kernels.key_table import Index
-from semshare_kernels.mixed.plan import MixedPlan
 from semshare_kernels.shape import AttentionShape
-
-if TYPE_CHECKING:
-    from semshare_kernels.tiles.launch import Tiles  # needs Triton
+from semshare_kernels.tiles.program import Items
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SharedNode:
-    """A node that a CPU reads once for several sequences."""
+class RunnableTiles(Protocol):
+    """A tile program on the device that runs it."""
 
-    slots: Tensor  # [n]
-    first_slot: int | None  # if they are consecutive: read in place
-    rows: Tensor  # [readers] rows of the rotated queries
-    sequences: Tensor  # [readers]
-    mask: Tensor | None  # [readers × group, n] additive, where a window hides some
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PrivateKeys:
-    """What one sequence reads by itself on a CPU."""
-
-    sequence: int
-    plan: MixedPlan
-    rows: Tensor  # [n_shifts] rows of the rotated queries
-    turned: slice  # of all keys that are turned on load
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ShortPrivateKeys:
-    """What sequences with few keys of their own read, padded to one length for one call."""
-
-    sequences: Tensor  # [b]
-    rows: Tensor  # [b] rows of the rotated queries, at shift 0
-    slots: Tensor  # [b × n]; padding repeats a slot of the sequence
-    mask: Tensor  # [b, 1, 1, n] additive
-    turned: slice  # of all keys that are turned on load: all of these, or none
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """out `[n_rows, heads, d]` in the queries' dtype, lse `[n_rows, heads]` float32."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,34 +30,79 @@ class DecodePlan:
     """A decode step of several sequences, one query each.
 
     The caller gives one rotated query for each row: that of sequence `row_sequence`, for its
-    position − `row_shift`. Keys that are turned on load are turned by `turned_shifts`.
+    position − `row_shift`.
     """
 
     n_sequences: int
     row_sequence: Index  # [n_rows]
     row_shift: Index  # [n_rows]
-    turned_shifts: Index  # [n_turned]
-    shared: tuple[SharedNode, ...] = ()
-    private: tuple[PrivateKeys, ...] = ()
-    short: ShortPrivateKeys | None = None
-    tiles: Tiles | None = None  # what a GPU runs
+    tiles: RunnableTiles
 
 
 def sharing_pays(
-    readers: Index, keys: Index, shape: AttentionShape, *, call_bytes: int
+    tree: KeyTree, links: Links, shape: AttentionShape, *, call_bytes: int
 ) -> NDArray[np.bool_]:
-    """Whether a node is better read once for all its readers than by each of them.
+    """`[n_nodes]` whether a node is better read once for all its readers than by each of them.
 
-    Reading it once saves the KV of all readers but one. It costs a call, and each reader a partial
-    result that is written, read and merged: about four passes over a float32 row of heads.
+    Reading it once saves the KV of all readers but one. It costs a tile of its own, and each reader
+    a partial result that is written, read and merged: about four passes over a float32 row of
+    heads.
 
     Args:
-        readers, keys: `[n_nodes]` sequences that read a node, and its length.
+        tree, links: the nodes and who reads them.
         shape: of the model's attention.
-        call_bytes: bytes of KV that are read in the time of a call, measured.
+        call_bytes: bytes of KV that are read in the time of a tile more, measured.
 
     """
+    readers = np.bincount(links.node, minlength=tree.n_nodes)
     key_bytes = 2 * shape.kv_heads * shape.head_dim * shape.dtype.itemsize
     merge_bytes = 4 * shape.heads * shape.head_dim * 4
-    saved: NDArray[np.int64] = (readers - 1) * keys * key_bytes
-    return saved > call_bytes + readers * merge_bytes
+    saved = (readers - 1) * tree.node_lengths * key_bytes
+    pays: NDArray[np.bool_] = saved > call_bytes + readers * merge_bytes
+    return pays
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeTiles:
+    """Tiles of links, for `tile_program`."""
+
+    tile_row: Index  # [n_tiles] first link
+    tile_rows: Index  # [n_tiles] links
+    items: Items
+    query_at: Index  # [n_links] where each link's query stands beside the node's keys
+
+
+def cut(
+    q_pos: Index,
+    tree: KeyTree,
+    links: Links,
+    is_shared: NDArray[np.bool_],
+    window: int | None,
+    rows_a_tile: int,
+) -> DecodeTiles:
+    """A tile for each shared node and as many of its readers as fit, and for every other link.
+
+    Args:
+        q_pos: `[n_sequences]` positions of the queries.
+        tree, links: the nodes and who reads them.
+        is_shared: `[n_nodes]` from `sharing_pays`.
+        window: sliding window, tokens; None for full attention.
+        rows_a_tile: most links of a tile.
+
+    """
+    at = q_pos[links.sequence] - links.shift
+    nth = np.arange(len(links.node)) - np.searchsorted(links.node, links.node)
+    tile_row = np.flatnonzero(nth % np.where(is_shared[links.node], rows_a_tile, 1) == 0)
+    tile_rows = np.diff(np.append(tile_row, len(links.node)))
+    node = links.node[tile_row]
+    start, stop = tree.node_start[node], tree.node_start[node + 1]
+    seen = stop.copy()
+    if window is not None:
+        for tile, row in enumerate(tile_row):
+            rows = at[row : row + tile_rows[tile]]
+            stored = tree.stored_at[start[tile] : stop[tile]]
+            hidden = np.searchsorted(stored, [rows.min() - window, rows.max() - window], "right")
+            seen[tile] = stop[tile] if hidden[1] == 0 else start[tile]
+            start[tile] += hidden[0]
+    items = Items(np.arange(len(tile_row)), tile_row, start, stop, seen)
+    return DecodeTiles(tile_row, tile_rows, items, at)

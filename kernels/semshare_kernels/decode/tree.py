@@ -10,6 +10,15 @@ from semshare_kernels.key_table import Index, KeyTable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Links:
+    """Each sequence with each node that it reads, by node; all arrays `[n_links]`."""
+
+    sequence: Index
+    node: Index  # ascending
+    shift: Index  # position in the sequence − position the node's keys were rotated for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class KeyTree:
     """Nodes of consecutive text, each read by one or more sequences.
 
@@ -28,13 +37,19 @@ class KeyTree:
         """Nodes."""
         return len(self.node_start) - 1
 
-    def links(self) -> tuple[Index, Index, Index]:
-        """Each (sequence, node, shift), as three arrays `[n_links]` in order of sequences."""
+    @property
+    def node_lengths(self) -> Index:
+        """`[n_nodes]` keys of each."""
+        return np.diff(self.node_start)
+
+    def links(self) -> Links:
+        """Who reads what."""
         sequence = np.repeat(np.arange(len(self.paths)), [len(path) for path in self.paths])
         empty = np.empty(0, np.int64)
         node = np.concatenate([empty, *self.paths])
         shift = np.concatenate([empty, *self.shifts])
-        return sequence.astype(np.int64), node.astype(np.int64), shift.astype(np.int64)
+        order = np.argsort(node, kind="stable")
+        return Links(*(part[order].astype(np.int64) for part in (sequence, node, shift)))
 
     def keys_of(self, nodes: Index, shifts: Index) -> KeyTable:
         """The keys of some nodes as a sequence sees them that has each at its shift."""

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semshare_kernels.fused import additive_mask, fused
 from semshare_kernels.key_table import Index, KeyTable
+from semshare_kernels.merge.cpu import merge_into
 from semshare_kernels.mixed.plan import Block, MixedPlan, Segment
 from semshare_kernels.native import move_rows
 from semshare_kernels.rotary.rotation import Rotation, rotated
@@ -116,13 +118,7 @@ def _blocks(q_pos: Index, kv_pos: Index, window: int | None, dtype: torch.dtype)
         hidden = kv_pos[None, low:high] > q_pos[start:stop, None]
         if window is not None:
             hidden |= kv_pos[None, low:high] <= q_pos[start:stop, None] - window
-        mask = None
-        if hidden.any():
-            # The lowest finite number instead of −inf: a row that sees nothing in this block
-            # then gets a weight of zero in the merge, where −inf would make it NaN.
-            mask = torch.zeros(hidden.shape, dtype=dtype)
-            mask.masked_fill_(torch.from_numpy(hidden), torch.finfo(dtype).min)
-        return [Block(start, stop, low, high, causal=False, mask=mask)]
+        return [Block(start, stop, low, high, causal=False, mask=additive_mask(hidden, dtype))]
 
     def triangle(start: int, stop: int, low: int) -> list[Block]:
         """Blocks for rows [start, stop) and the keys from `low` on that any of them sees."""
@@ -163,7 +159,9 @@ def mixed_attention(
         for block in segment.blocks:
             rows = slice(block.query_start, block.query_stop)
             columns = slice(block.key_start, block.key_stop)
-            part, part_lse = _fused(query[rows], k[columns], v[columns], block, scale)
+            part, part_lse = fused(
+                query[rows], k[columns], v[columns], scale, mask=block.mask, causal=block.causal
+            )
             if out is None:
                 if len(part) == n_q and len(plan.segments) == len(segment.blocks) == 1:
                     return part, part_lse  # one block holds everything: nothing to merge
@@ -205,34 +203,3 @@ def segment_values(plan: MixedPlan, segment: Segment, values: Tensor) -> Tensor:
         return values[segment.slot : segment.slot + len(segment)]
     slots = torch.from_numpy(plan.keys.slots[segment.start : segment.stop]).to(values.device)
     return values.index_select(0, slots)
-
-
-def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """`merge_states` of two, in place, in two passes; a row of `part` has seen some key."""
-    out.lerp_(part.float(), torch.sigmoid(part_lse - lse)[..., None])
-    torch.logaddexp(lse, part_lse, out=lse)
-
-
-def _fused(
-    query: Tensor, key: Tensor, value: Tensor, block: Block, scale: float
-) -> tuple[Tensor, Tensor]:
-    """torch's CPU flash attention, the one behind `scaled_dot_product_attention`, with its LSE."""
-    n_q, heads, d = query.shape
-    kv_heads = key.shape[1]
-    if n_q == 1:
-        # One query row a head: the heads that share a KV head become rows of one product.
-        query = query.view(kv_heads, heads // kv_heads, d)[None]
-    else:
-        query = query.transpose(0, 1)[None]  # [1, heads, n_q, d]
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query,
-        key.transpose(0, 1)[None],
-        value.transpose(0, 1)[None],
-        0.0,
-        block.causal,
-        attn_mask=None if block.mask is None else block.mask[None, None],
-        scale=scale,
-    )
-    if n_q == 1:
-        return out.reshape(1, heads, d), lse.reshape(1, heads)
-    return out[0].transpose(0, 1), lse[0].transpose(0, 1)

@@ -1,7 +1,8 @@
 """A few loops in C, compiled once with the machine's own compiler; absent where there is none.
 
 Everything works without them, more slowly: torch has no fused operation for a rotation on the way
-from slot to slot, nor for nearest codes (docs/decisions.md).
+from slot to slot, for nearest codes, nor for attention of many sequences over keys they share
+(docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -16,18 +17,39 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
     from semshare_kernels.rotary.rotation import Rotation
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 # Compiled for OpenMP but not linked with it: the calls find the runtime that torch has loaded, and
 # run on its threads.
 _COMPILE = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC")
+# Tables of a tile program, in the order of `Work` in attention.c.
+TILE_ARRAYS = (
+    "query_at",
+    "slots",
+    "key_at",
+    "tile_row",
+    "tile_rows",
+    "tile_items",
+    "item_query",
+    "item_start",
+    "item_stop",
+    "item_seen",
+    "task_tile",
+    "task_head",
+    "task_heads",
+)
+VECTOR = 16  # head sizes that the loops of attention take are multiples of it,
+MAX_HEAD = 256  # and so large at most
+MAX_ROWS = 64  # rows × heads of a group in a tile, at most
 _logger = logging.getLogger(__name__)
 
 
@@ -57,9 +79,10 @@ def _built(compiler: str) -> Path:
     version = subprocess.run(  # noqa: S603
         [compiler, "--version"], capture_output=True, check=True, text=True
     ).stdout
-    key = hashlib.sha256(
-        "\0".join((_SOURCE.read_text(), version, _cpu(), *_COMPILE)).encode()
-    ).hexdigest()[:16]
+    sources = (source.read_text(encoding="utf-8") for source in _SOURCES)
+    key = hashlib.sha256("\0".join((*sources, version, _cpu(), *_COMPILE)).encode()).hexdigest()[
+        :16
+    ]
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(base) / "semshare" / "native"
     path = folder / f"kernels-{key}.so"
@@ -67,11 +90,14 @@ def _built(compiler: str) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        compiled, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
-        for step in (
-            [compiler, *_COMPILE, "-c", str(_SOURCE), "-o", str(compiled)],
-            [compiler, "-shared", str(compiled), "-o", str(linked)],
-        ):
+        parts = {source: Path(scratch) / f"{source.stem}.o" for source in _SOURCES}
+        linked = Path(scratch) / "kernels.so"
+        steps = [
+            [compiler, *_COMPILE, "-c", str(source), "-o", str(part)]
+            for source, part in parts.items()
+        ]
+        steps.append([compiler, "-shared", *map(str, parts.values()), "-lm", "-o", str(linked)])
+        for step in steps:
             subprocess.run(step, capture_output=True, check=True, timeout=120)  # noqa: S603
         linked.replace(path)  # whole or not at all, whoever else is at it
     return path
@@ -94,7 +120,102 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.copy_rows.argtypes, loaded.copy_rows.restype = [pointer] * 4 + [number] * 2, None
     loaded.nearest_codes.argtypes = [pointer] * 4 + [number] * 5
     loaded.nearest_codes.restype = ctypes.c_int
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        if (attend := _attend_for(loaded, dtype)) is not None:
+            attend.argtypes, attend.restype = [pointer], ctypes.c_int
+    loaded.merge_parts.argtypes, loaded.merge_parts.restype = [pointer] * 6 + [number] * 3, None
     return loaded
+
+
+def _attend_for(loaded: ctypes.CDLL, dtype: torch.dtype) -> Any:
+    """The loop for a dtype; None if the compiler did not know it."""
+    return getattr(loaded, f"attend_tiles_{str(dtype).removeprefix('torch.')}", None)
+
+
+class TileWork(ctypes.Structure):
+    """A tile program cut into tasks, with its tables: `Work` in attention.c.
+
+    Args:
+        arrays: the tables by name, int64 and contiguous; kept for as long as this is.
+        numbers: the others by name.
+
+    """
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "keys", "values", "out", "lse")),
+        *((name, ctypes.c_void_p) for name in TILE_ARRAYS),
+        *((name, ctypes.c_int64) for name in ("n_tasks", "heads", "kv_heads", "d", "window")),
+        ("few_rows", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+    )
+
+    def __init__(self, arrays: dict[str, NDArray[np.int64]], **numbers: int) -> None:
+        self.arrays = {
+            name: np.ascontiguousarray(arrays[name], dtype=np.int64) for name in TILE_ARRAYS
+        }
+        super().__init__(
+            **{name: array.ctypes.data for name, array in self.arrays.items()}, **numbers
+        )
+        widest = self.arrays["tile_rows"].max(initial=0) * self.heads // self.kv_heads
+        self.fits = (
+            self.d % VECTOR == 0 and self.d <= MAX_HEAD and widest <= MAX_ROWS
+        )  # what the loop is made for
+
+
+def attend_tiles(
+    work: TileWork,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> bool:
+    """Run a tile program, see `semshare_kernels.tiles`.
+
+    Args:
+        work: the program.
+        query: `[n_query_rows, heads, d]`.
+        keys, values: `[n_slots, kv_heads, d]` of the pool.
+        out: `[n_written, heads, d]` float32, written.
+        lse: `[n_written, heads]` float32, written.
+        scale: of the dot products.
+
+    Returns:
+        Whether it was done: false where there is no compiled loop for it.
+
+    """
+    loops = library()
+    attend = None if loops is None else _attend_for(loops, keys.dtype)
+    if attend is None or not work.fits:
+        return False
+    if not (keys.is_contiguous() and values.is_contiguous()):
+        return False
+    query = query.contiguous()
+    if {query.dtype, keys.dtype, values.dtype} != {keys.dtype}:
+        raise ValueError("queries, keys and values must be of one dtype")
+    if keys.shape[1:] != (work.kv_heads, work.d) or query.shape[1:] != (work.heads, work.d):
+        raise ValueError(
+            f"queries of {tuple(query.shape[1:])} over keys of {tuple(keys.shape[1:])}: the plan "
+            f"is for {(work.heads, work.d)} over {(work.kv_heads, work.d)}"
+        )
+    work.query, work.keys, work.values = query.data_ptr(), keys.data_ptr(), values.data_ptr()
+    work.out, work.lse, work.scale = out.data_ptr(), lse.data_ptr(), scale
+    if attend(ctypes.addressof(work)):
+        raise MemoryError("no memory for the scratch of attention")
+    return True
+
+
+def merge_parts(
+    part_out: Tensor, part_lse: Tensor, offsets: Tensor, parts: Tensor, out: Tensor, lse: Tensor
+) -> bool:
+    """See `semshare_kernels.merge.merge_states`; whether it was done."""
+    loops = library()
+    if loops is None or part_out.dtype != torch.float32:
+        return False
+    tensors = [part_out.contiguous(), part_lse.contiguous(), offsets, parts, out, lse]
+    loops.merge_parts(*(tensor.data_ptr() for tensor in tensors), *out.shape)
+    return True
 
 
 def move_rows(

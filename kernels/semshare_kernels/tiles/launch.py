@@ -15,10 +15,9 @@ from semshare_kernels.merge.gpu import merge_states
 from semshare_kernels.rotary.rotation import Rotation
 from semshare_kernels.shape import AttentionShape
 from semshare_kernels.tiles.configs import MAX_REGISTERS, TileConfig
-from semshare_kernels.tiles.program import TileProgram
+from semshare_kernels.tiles.program import NO_WINDOW, TileProgram
 from semshare_kernels.tiles.triton_kernel import attend_tiles
 
-_NO_WINDOW = 1 << 62
 _TILES_A_UNIT = 4  # of a multiprocessor: a few, since tiles differ in length
 _MIN_PART_BLOCKS = 4  # blocks of keys below which merging costs more than it spreads
 
@@ -107,11 +106,16 @@ class Tiles:
             arrays={name: to_device(array) for name, array in arrays.items()},
             merged_from=merged_from,
             first_turned=first_turned,
-            window=_NO_WINDOW if window is None else window,
+            window=NO_WINDOW if window is None else window,
         )
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, turn: Rotation | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        turn: Rotation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run all tiles.
 

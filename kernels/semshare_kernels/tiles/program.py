@@ -9,6 +9,8 @@ import numpy as np
 
 from semshare_kernels.key_table import Index
 
+NO_WINDOW = 1 << 62  # a sliding window longer than any sequence
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Items:

@@ -68,9 +68,7 @@ def attend_tiles(
         at = tl.load(query_at + base + row, mask=live, other=-1)
         q_rows = query + ((base + row) * HEADS + head) * D
         if CHUNK_D == BLOCK_D:
-            q = tl.load(
-                q_rows[:, None] + d[None, :], mask=live[:, None] & in_d[None, :], other=0.0
-            )
+            q = tl.load(q_rows[:, None] + d[None, :], mask=live[:, None] & in_d[None, :], other=0.0)
         stop = tl.load(item_stop + item)
         seen = tl.load(item_seen + item)
         for first in range(tl.load(item_start + item), stop, BLOCK_N):
@@ -83,7 +81,9 @@ def attend_tiles(
                 e = chunk + tl.arange(0, CHUNK_D)
                 if CHUNK_D != BLOCK_D:
                     q = tl.load(
-                        q_rows[:, None] + e[None, :], mask=live[:, None] & (e < D)[None, :], other=0.0
+                        q_rows[:, None] + e[None, :],
+                        mask=live[:, None] & (e < D)[None, :],
+                        other=0.0,
                     )
                 k = tl.load(
                     keys + offset[:, None] + e[None, :],
@@ -137,7 +137,7 @@ def turned(
     valid,  # [BLOCK_N]
     ROPE_D: tl.constexpr,
 ):
-    """Some dimensions of keys, rotated by their angles in float32; dimension j turns with j ± r/2."""
+    """Some dimensions of keys, rotated in float32; dimension j turns with j ± ROPE_D / 2."""
     half: tl.constexpr = ROPE_D // 2
     partner = tl.where(e < half, e + half, e - half)
     turns = valid[:, None] & (e < ROPE_D)[None, :]

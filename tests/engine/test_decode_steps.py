@@ -1,0 +1,134 @@
+"""Decode steps: the logits of transformers, and of several sequences those of each by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import examples
+from running import PAGE, pool_for, random_ids, transformers_logits
+from tiny import FAMILIES, VOCAB_SIZE, tiny_model
+
+from semshare.engine.adapter import ModelAdapter
+from semshare.engine.executor import Executor
+from semshare.kv.sequence import KVSequence, Layout, Segment, key_tree, lay_out
+from semshare.planning.plan import full_plan
+from semshare_kernels import native
+
+LIMIT = 1e-4  # max abs difference of float32 logits
+DONOR = random_ids(160, VOCAB_SIZE)
+NOTHING = np.empty(0, np.int64)
+STEPS = 5
+
+_executors: dict[str, tuple[Executor, KVSequence]] = {}
+
+
+def donor_in(family: str) -> tuple[Executor, KVSequence]:
+    """An executor whose pool holds the donor's KV; made once for each family."""
+    if family not in _executors:
+        adapter = ModelAdapter(tiny_model(family))
+        executor = Executor(adapter, pool_for(adapter, 400))
+        donor = KVSequence(executor.pool, lay_out(full_plan(DONOR)), NOTHING, room=0)
+        with torch.inference_mode():
+            executor.forward(donor, DONOR, np.arange(len(DONOR)))
+        _executors[family] = executor, donor
+    return _executors[family]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_token_at_a_time_has_the_logits_of_transformers(
+    family: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "library", lambda: None)
+    executor, _ = donor_in(family)
+    expected = transformers_logits(executor.adapter.hf_model, DONOR)
+    sequence = KVSequence(executor.pool, lay_out(full_plan(DONOR[:90])), NOTHING, room=len(DONOR))
+    executor.forward(sequence, DONOR[:90], np.arange(90))
+    got = [
+        executor.decode([sequence], DONOR[index : index + 1], sequence.append(1))
+        for index in range(90, len(DONOR))
+    ]
+    sequence.release()
+    assert float((torch.cat(got) - expected[90:]).abs().max()) <= LIMIT
+
+
+def reading(executor: Executor, donor: KVSequence, views: list[tuple[int, int, int]]) -> KVSequence:
+    """A sequence that reads the donor's tokens [start, stop) after so many tokens of its own."""
+    first_slot = int(donor.own[0][0])
+    at, own, segments = 0, [], []
+    for before, start, stop in views:
+        own.append(np.arange(at, at + before))
+        at += before
+        segments.append(Segment(first_slot + start, np.arange(at, at + stop - start), at - start))
+        at += stop - start
+    own.append(np.arange(at, at + 1))
+    layout = Layout(tuple(segments), np.concatenate(own), NOTHING, NOTHING, NOTHING)
+    return KVSequence(executor.pool, layout, executor.pool.pages_of(donor.own[0]), room=STEPS)
+
+
+def run_of(donor: KVSequence) -> int:
+    """The donor's first slots that lie in a row, on the pages that the pool had left."""
+    return int(np.argmax(np.append(np.diff(donor.own[0]) != 1, True))) + 1
+
+
+views_of_donor = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, PAGE - 1), st.integers(1, PAGE)), max_size=3
+)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3"])
+@examples(15)
+@given(st.lists(views_of_donor, min_size=1, max_size=4))
+@torch.inference_mode()
+def test_sequences_together_have_the_logits_of_each_by_itself(
+    family: str, several: list[list[tuple[int, int, int]]]
+) -> None:
+    """However their views of one donor overlap, and wherever it stands in them."""
+    executor, donor = donor_in(family)
+    length = run_of(donor)
+    cut = [[(a, b % length, min(b % length + n, length)) for a, b, n in one] for one in several]
+    pairs = [(reading(executor, donor, views), reading(executor, donor, views)) for views in cut]
+    for both in pairs:
+        for sequence in both:
+            at = sequence.own[1]
+            executor.forward(sequence, DONOR[: len(at)], at)
+    for step in range(STEPS):
+        ids = DONOR[step : step + len(pairs)]
+        expected = torch.cat(
+            [
+                executor.forward(alone, ids[index : index + 1], alone.append(1)).logits
+                for index, (alone, _) in enumerate(pairs)
+            ]
+        )
+        together = [sequence for _, sequence in pairs]
+        positions = np.concatenate([sequence.append(1) for sequence in together])
+        got = executor.decode(together, ids, positions)
+        assert float((got - expected).abs().max()) <= LIMIT
+    for sequence in (sequence for both in pairs for sequence in both):
+        sequence.release()
+
+
+def test_overlapping_views_share_what_they_have_in_common() -> None:
+    executor, donor = donor_in("llama")
+    first_slot = int(donor.own[0][0])
+    sequences = [reading(executor, donor, [(2, 0, 6)]), reading(executor, donor, [(0, 3, 8)])]
+    tree = key_tree(sequences)
+    nodes = [
+        [
+            tree.slots[tree.node_start[node] : tree.node_start[node + 1]] - first_slot
+            for node in path
+        ]
+        for path in tree.paths
+    ]
+    assert [part.tolist() for part in nodes[0][:-1]] == [[0, 1, 2], [3, 4, 5]]
+    assert [part.tolist() for part in nodes[1][:-1]] == [[3, 4, 5], [6, 7]]
+    assert tree.paths[0][1] == tree.paths[1][0]
+    assert [shift.tolist() for shift in tree.shifts] == [[2, 2, 0], [-3, -3, 0]]
+    np.testing.assert_array_equal(tree.stored_at[: tree.node_start[2]], np.arange(6))
+    for sequence in sequences:
+        sequence.release()
