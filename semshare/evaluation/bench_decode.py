@@ -15,6 +15,8 @@ from semshare.errors import SemShareError
 from semshare.evaluation.environment import machine, versions
 from semshare.evaluation.progress import progress_bar
 from semshare_kernels import AttentionShape, KeyTree, decode_attention, plan_decode
+from semshare_kernels.decode.cpu import CALL_BYTES, plan_for_cpu
+from semshare_kernels.decode.plan import sharing_pays
 
 # Maximum error against attention over each sequence's own copy in the same dtype.
 _LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -23,6 +25,13 @@ _NO_SHARING_KEYS = 1024
 # Separate copies are made for as many sequences as fit into this; the others read the same ones,
 # which have left the cache long before.
 _COPY_BYTES = 4 << 30
+_CROSSOVER_SHAPES = (
+    AttentionShape(9, 3, 64, torch.float32, torch.device("cpu")),  # the bundled model's
+    AttentionShape(32, 8, 128, torch.bfloat16, torch.device("cpu")),
+)
+_CROSSOVER_KEYS = (8, 16, 32, 64, 128, 256)
+_CROSSOVER_OWN_KEYS = 64
+_NEVER = 1 << 60  # bytes that a tile would cost for sharing never to pay
 
 
 class WrongResult(SemShareError):
@@ -38,7 +47,8 @@ def run_decode(*, repeats: int) -> dict[str, Any]:
     Returns:
         `rows` of `{heads, d, batch, shared, dtype, speedup}`, with seconds and the maximum error;
         `unshared_ratio`, the speed without any sharing; `gemm_fraction_16k`, what the shared phase
-        reaches of a plain matrix product's rate.
+        reaches of a plain matrix product's rate; `crossover`, from how many shared keys on sharing
+        pays, as measured and as the cost model has it.
 
     """
     cases = [
@@ -48,7 +58,7 @@ def run_decode(*, repeats: int) -> dict[str, Any]:
     ]
     cases.append((torch.bfloat16, 64, 16_384))
     rows = []
-    with progress_bar("decode", len(cases) + 3, enabled=True) as (note, advance):
+    with progress_bar("decode", len(cases) + 4, enabled=True) as (note, advance):
         for dtype, batch, shared in cases:
             note(f"{dtype}, {shared} shared")
             rows.append(_measure(dtype, batch, shared, own=1, repeats=repeats))
@@ -62,12 +72,19 @@ def run_decode(*, repeats: int) -> dict[str, Any]:
             advance("")
         note("matrix product")
         fraction = _gemm_fraction(torch.bfloat16, 64, 16_384, repeats)
+        advance("crossover")
+        crossover = [
+            _crossover(shape, readers, repeats)
+            for shape in _CROSSOVER_SHAPES
+            for readers in (2, 4, 16)
+        ]
         advance("")
     return {
         "rows": rows,
         "unshared_ratio": min(unshared.values()),
         "unshared_by_dtype": unshared,
         "gemm_fraction_16k": fraction,
+        "crossover": crossover,
         "machine": machine(),
         "versions": versions(),
     }
@@ -174,6 +191,49 @@ def _gemm_fraction(dtype: torch.dtype, batch: int, shared: int, repeats: int) ->
 
     plain, ours = in_turns((products, phase), repeats)
     return round(plain / ours, 3)
+
+
+def _crossover(shape: AttentionShape, readers: int, repeats: int) -> dict[str, Any]:
+    """From how many shared keys on it pays to read a node once, measured and predicted."""
+    gain, predicted = [], []
+    for shared in _CROSSOVER_KEYS:
+        tree, q_pos = _tree(readers, shared, _CROSSOVER_OWN_KEYS)
+        keys, values = (
+            torch.randn(len(tree.slots), shape.kv_heads, shape.head_dim).to(shape.dtype)
+            for _ in range(2)
+        )
+        query = torch.randn(readers, shape.heads, shape.head_dim).to(shape.dtype)
+
+        def step(call_bytes: int) -> Callable[[], object]:
+            plan = plan_for_cpu(q_pos, tree, None, shape, call_bytes=call_bytes)  # noqa: B023
+            rows = query[torch.from_numpy(plan.row_sequence)]  # noqa: B023
+            return lambda: decode_attention(plan, rows, keys, values, 0.1)  # noqa: B023
+
+        shared_s, each_s = in_turns((step(-_NEVER), step(_NEVER)), repeats)
+        gain.append(each_s / shared_s)
+        pays = sharing_pays(tree, tree.links(), shape, call_bytes=CALL_BYTES)
+        predicted.append(bool(pays[0]))
+    return {
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "d": shape.head_dim,
+        "dtype": _name(shape.dtype),
+        "readers": readers,
+        "keys": list(_CROSSOVER_KEYS),
+        "gain": [round(ratio, 2) for ratio in gain],
+        "measured_keys": _first_from_which([ratio >= 1 for ratio in gain]),
+        "predicted_keys": _first_from_which(predicted),
+    }
+
+
+def _first_from_which(pays: list[bool]) -> int | None:
+    """The fewest keys from which on all pay; None if the most don't."""
+    first = None
+    for keys, does in zip(reversed(_CROSSOVER_KEYS), reversed(pays), strict=True):
+        if not does:
+            break
+        first = keys
+    return first
 
 
 def in_turns(sides: tuple[Callable[[], object], ...], repeats: int) -> list[float]:

@@ -14,8 +14,9 @@ from semshare_kernels.shape import AttentionShape
 from semshare_kernels.tiles.cpu import CpuTiles, keys_a_part, rows_a_tile
 from semshare_kernels.tiles.program import tile_program
 
-# Measured (`semshare bench decode`, its crossover): what a shared tile costs beside its keys.
-CALL_BYTES = 100_000
+# What a tile costs beside its keys, as bytes of KV that are read meanwhile. Fitted to where sharing
+# begins to pay (`semshare bench decode`, crossover).
+CALL_BYTES = 40_000
 
 
 def plan_for_cpu(

@@ -23,6 +23,7 @@
 #define BLOCK 48        // keys of a product; a multiple of KEYS_AT_ONCE
 #define WIDTH 64        // most rows of a product
 #define DEPTH 272       // most dimensions; no power of two, so that rows don't share cache sets
+#define AHEAD_BYTES 32768  // asked for ahead of a stream of keys; half and twice as many were slower
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -153,10 +154,12 @@ INLINE void ask_for(const char *row, int64_t bytes) {
 INLINE void few_rows(const Work *work, Task *task, int64_t start, int64_t stop, int64_t seen,
                      float *weights, enum type type) {
     const int64_t d = work->d, rows = task->rows, bytes = d * size_of(type);
+    const int64_t tokens = AHEAD_BYTES / (task->span * bytes);
+    const int64_t ahead = tokens < 1 ? 1 : tokens < LANES ? tokens : LANES;
     for (int64_t first = start; first < stop; first += LANES) {
         const int64_t n = stop - first < LANES ? stop - first : LANES;
         for (int64_t i = 0; i < n; i++) {
-            const int64_t later = first + i + LANES < stop ? first + i + LANES : first + i;
+            const int64_t later = first + i + ahead < stop ? first + i + ahead : first + i;
             const char *keys = row_of(work, work->keys, first + i, task->first_head, type);
             const char *next = row_of(work, work->keys, later, task->first_head, type);
             for (int64_t h = 0; h < task->span; h++) {
@@ -189,7 +192,7 @@ INLINE void few_rows(const Work *work, Task *task, int64_t start, int64_t stop, 
             task->total[r] += sum_of(*score);
         }
         for (int64_t i = 0; i < n; i++) {
-            const int64_t later = first + i + LANES < stop ? first + i + LANES : first + i;
+            const int64_t later = first + i + ahead < stop ? first + i + ahead : first + i;
             const char *values = row_of(work, work->values, first + i, task->first_head, type);
             const char *next = row_of(work, work->values, later, task->first_head, type);
             for (int64_t h = 0; h < task->span; h++) {
