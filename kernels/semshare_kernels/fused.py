@@ -8,46 +8,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    *,
-    mask: Tensor | None = None,
-    causal: bool = False,
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of some rows over some keys.
+    """Attention of some rows over some keys; heads that share a KV head are rows of one product.
 
     Args:
         query: `[n_q, heads, d]`.
         key, value: `[n, kv_heads, d]`.
         scale: of the dot products.
         mask: `[n_q, n]` additive; None if all is visible.
-        causal: query i sees keys 0 … i.
 
     Returns:
-        out `[n_q, heads, d]` and lse `[n_q, heads]`.
+        out `[n_q, heads, d]` and lse `[n_q, heads]`, natural log.
 
     """
-    if len(query) == 1:
-        return fused_grouped(query, key, value, scale)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query.transpose(0, 1)[None],
-        key.transpose(0, 1)[None],
-        value.transpose(0, 1)[None],
-        0.0,
-        causal,
-        attn_mask=None if mask is None else mask[None, None],
-        scale=scale,
-    )
-    return out[0].transpose(0, 1), lse[0].transpose(0, 1)
-
-
-def fused_grouped(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The same for few rows: the heads that share a KV head become rows of one product."""
     (n_q, heads, d), kv_heads = query.shape, key.shape[1]
     group = heads // kv_heads
     grouped = query.view(n_q, kv_heads, group, d).transpose(0, 1)
@@ -65,7 +40,7 @@ def fused_grouped(
 
 
 def additive_mask(hidden: NDArray[np.bool_], dtype: torch.dtype) -> Tensor | None:
-    """What `fused` adds to the scores so that nothing is seen where `hidden`; None if all is.
+    """What is added to the scores so that nothing is seen where `hidden`; None if all is.
 
     The lowest finite number instead of −inf: a row that sees none of some keys then gets a weight
     of zero when results are merged, where −inf would make it NaN.

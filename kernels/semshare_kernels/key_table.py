@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Index = NDArray[np.int64]
 
@@ -24,3 +26,19 @@ class KeyTable:
     def take(self, index: Index) -> KeyTable:
         """The keys at `index`, in that order."""
         return KeyTable(self.slots[index], self.positions[index], self.shifts[index])
+
+
+def in_a_row(slots: Index) -> bool:
+    """Whether slots are consecutive."""
+    return (
+        len(slots) > 0
+        and slots[-1] - slots[0] == len(slots) - 1
+        and bool((np.diff(slots) == 1).all())
+    )
+
+
+def rows_at(pool: Tensor, slots: Index) -> Tensor:
+    """`[n, kv_heads, d]` of a pool's slots: in place if they are consecutive, gathered if not."""
+    if in_a_row(slots):
+        return pool[int(slots[0]) : int(slots[-1]) + 1]
+    return pool.index_select(0, torch.from_numpy(slots).to(pool.device))

@@ -182,44 +182,46 @@ class KVSequence:
 
 
 def key_tree(sequences: Sequence[KVSequence]) -> KeyTree:
-    """What some sequences of one pool read, each shared run of slots as one node.
+    """What some sequences of one pool read, as nodes that are each read by the same ones.
 
     Views are cut wherever another sequence's view begins or ends, so that two that overlap share
-    what they have in common, at whatever positions.
+    what they have in common, at whatever positions. Runs with the same readers are one node,
+    wherever they lie.
     """
     views = [view for sequence in sequences for view in sequence.layout.views]
     bounds = np.unique([(view.slot_start, view.slot_start + len(view)) for view in views])
-    lengths: list[int] = []
-    slots: list[Slots] = []
-    stored_at: list[NDArray[np.int64]] = []
-    node_of: dict[int, int] = {}  # by first slot
-
-    def node(of_slots: Slots, positions: NDArray[np.int64]) -> int:
-        slots.append(of_slots)
-        stored_at.append(positions)
-        lengths.append(len(of_slots))
-        return len(lengths) - 1
-
-    paths, shifts = [], []
-    for sequence in sequences:
-        path, shift = [], []
+    readers: dict[int, list[tuple[int, int]]] = {}  # by a run's first slot: (sequence, shift)
+    runs: dict[int, tuple[Slots, NDArray[np.int64]]] = {}  # its slots, and where they were stored
+    for index, sequence in enumerate(sequences):
         for view in sequence.layout.views:
             first, last = view.slot_start, view.slot_start + len(view)
             cuts = bounds[np.searchsorted(bounds, first) : np.searchsorted(bounds, last) + 1]
             for start, stop in pairwise(cuts.tolist()):
-                if start not in node_of:
-                    part = slice(start - first, stop - first)
-                    node_of[start] = node(view.slots[part], view.positions[part] - view.shift)
-                path.append(node_of[start])
-                shift.append(view.shift)
-        path.append(node(*sequence.own))
-        shift.append(0)
-        paths.append(np.array(path, np.int64))
-        shifts.append(np.array(shift, np.int64))
+                part = slice(start - first, stop - first)
+                runs[start] = view.slots[part], view.positions[part] - view.shift
+                readers.setdefault(start, []).append((index, view.shift))
+        slots, positions = sequence.own
+        runs[int(slots[0])] = slots, positions
+        readers[int(slots[0])] = [(index, 0)]
+    nodes: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for start, of_run in readers.items():
+        nodes.setdefault(tuple(of_run), []).append(start)
+    paths: list[list[int]] = [[] for _ in sequences]
+    shifts: list[list[int]] = [[] for _ in sequences]
+    parts = []
+    for node, (of_node, starts) in enumerate(nodes.items()):
+        slots, stored_at = (
+            np.concatenate(part) for part in zip(*map(runs.get, starts), strict=True)
+        )
+        order = np.argsort(stored_at, kind="stable")
+        parts.append((slots[order], stored_at[order]))
+        for index, shift in of_node:
+            paths[index].append(node)
+            shifts[index].append(shift)
     return KeyTree(
-        slots=np.concatenate(slots),
-        stored_at=np.concatenate(stored_at),
-        node_start=np.concatenate(([0], np.cumsum(lengths))),
-        paths=tuple(paths),
-        shifts=tuple(shifts),
+        slots=np.concatenate([slots for slots, _ in parts]),
+        stored_at=np.concatenate([stored_at for _, stored_at in parts]),
+        node_start=np.cumsum([0, *(len(slots) for slots, _ in parts)]),
+        paths=tuple(np.array(path, np.int64) for path in paths),
+        shifts=tuple(np.array(shift, np.int64) for shift in shifts),
     )

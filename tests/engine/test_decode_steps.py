@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from semshare.engine.executor import Executor
 from semshare.kv.sequence import KVSequence, Layout, Segment, key_tree, lay_out
 from semshare.planning.plan import full_plan
 from semshare_kernels import native
+from semshare_kernels.decode import cpu
 
 LIMIT = 1e-4  # max abs difference of float32 logits
 DONOR = random_ids(160, VOCAB_SIZE)
@@ -83,10 +86,10 @@ views_of_donor = st.lists(
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3"])
 @examples(15)
-@given(st.lists(views_of_donor, min_size=1, max_size=4))
+@given(st.lists(views_of_donor, min_size=1, max_size=4), st.sampled_from([-(1 << 60), 1 << 60]))
 @torch.inference_mode()
 def test_sequences_together_have_the_logits_of_each_by_itself(
-    family: str, several: list[list[tuple[int, int, int]]]
+    family: str, several: list[list[tuple[int, int, int]]], call_bytes: int
 ) -> None:
     """However their views of one donor overlap, and wherever it stands in them."""
     executor, donor = donor_in(family)
@@ -107,7 +110,8 @@ def test_sequences_together_have_the_logits_of_each_by_itself(
         )
         together = [sequence for _, sequence in pairs]
         positions = np.concatenate([sequence.append(1) for sequence in together])
-        got = executor.decode(together, ids, positions)
+        with mock.patch.object(cpu, "CALL_BYTES", call_bytes):  # all is shared, or nothing
+            got = executor.decode(together, ids, positions)
         assert float((got - expected).abs().max()) <= LIMIT
     for sequence in (sequence for both in pairs for sequence in both):
         sequence.release()
@@ -116,19 +120,43 @@ def test_sequences_together_have_the_logits_of_each_by_itself(
 def test_overlapping_views_share_what_they_have_in_common() -> None:
     executor, donor = donor_in("llama")
     first_slot = int(donor.own[0][0])
-    sequences = [reading(executor, donor, [(2, 0, 6)]), reading(executor, donor, [(0, 3, 8)])]
+    views = [[(2, 0, 6)], [(0, 3, 8)], [(3, 0, 3), (0, 6, 8)]]
+    sequences = [reading(executor, donor, one) for one in views]
     tree = key_tree(sequences)
-    nodes = [
-        [
-            tree.slots[tree.node_start[node] : tree.node_start[node + 1]] - first_slot
-            for node in path
-        ]
-        for path in tree.paths
+    bounds = tree.node_start
+    assert (np.diff(tree.slots[: bounds[-1]]) != 0).all()
+    read = [
+        {
+            (int(slot) - first_slot, int(shift))
+            for node, shift in zip(path, shifts, strict=True)
+            for slot in tree.slots[bounds[node] : bounds[node + 1]]
+            if int(slot) - first_slot in range(8)
+        }
+        for path, shifts in zip(tree.paths, tree.shifts, strict=True)
     ]
-    assert [part.tolist() for part in nodes[0][:-1]] == [[0, 1, 2], [3, 4, 5]]
-    assert [part.tolist() for part in nodes[1][:-1]] == [[3, 4, 5], [6, 7]]
-    assert tree.paths[0][1] == tree.paths[1][0]
-    assert [shift.tolist() for shift in tree.shifts] == [[2, 2, 0], [-3, -3, 0]]
-    np.testing.assert_array_equal(tree.stored_at[: tree.node_start[2]], np.arange(6))
+    assert read[0] == {(slot, 2) for slot in range(6)}
+    assert read[1] == {(slot, -3) for slot in range(3, 8)}
+    assert read[2] == {(0, 3), (1, 3), (2, 3), (6, 0), (7, 0)}
+    shared = set(tree.paths[0]) & set(tree.paths[1])
+    assert [bounds[node + 1] - bounds[node] for node in shared] == [3]
     for sequence in sequences:
         sequence.release()
+
+
+def test_pages_that_lie_apart_are_one_node_of_their_only_reader() -> None:
+    executor, donor = donor_in("llama")
+    layout = Layout(
+        tuple(
+            Segment(int(slot), np.array([at]), 0)
+            for at, slot in enumerate(donor.own[0][::PAGE].tolist())
+        ),
+        np.array([len(donor.own[0][::PAGE])]),
+        NOTHING,
+        NOTHING,
+        NOTHING,
+    )
+    sequence = KVSequence(executor.pool, layout, executor.pool.pages_of(donor.own[0]), room=1)
+    tree = key_tree([sequence])
+    sequence.release()
+    assert tree.n_nodes == 1
+    assert len(tree.slots) == sequence.length

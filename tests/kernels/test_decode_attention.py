@@ -137,7 +137,7 @@ cases = st.builds(
     st.integers(0, 2**32 - 1),
     sequences=st.integers(1, 9),
     nodes=st.integers(0, 6),
-    node_keys=st.sampled_from([1, 5, 40]),
+    node_keys=st.sampled_from([1, 5, 40, 130]),
     shifted=st.booleans(),
     scattered=st.booleans(),
     heads=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -187,6 +187,7 @@ def test_cpu_equals_each_sequence_by_itself(
         mock.patch.object(tiles, "MIN_PART_KEYS", part_keys),
         mock.patch.object(tiles, "FEW_ROWS", few_rows),
         mock.patch.object(tiles, "STATE_BYTES", state_bytes),
+        mock.patch.object(tiles, "TORCH_KEYS", part_keys),
         nullcontext() if native else without_native(),
     ):
         assert_right(case, plan_on_cpu(case))

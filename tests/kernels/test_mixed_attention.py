@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -13,11 +13,15 @@ import torch
 from attention_cases import LIMITS, MixedCase, largest_error, mixed_case
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from properties import examples
 
-from semshare_kernels import attention_mass, mixed_attention, plan_mixed
-from semshare_kernels.mixed import MixedPlan, cpu, gpu, mass, reference
+from semshare_kernels import attention_mass, mixed_attention, native, plan_mixed
+from semshare_kernels.key_table import rows_at
+from semshare_kernels.mixed import MixedPlan, gpu, mass, reference
+from semshare_kernels.mixed import plan as plan_module
 from semshare_kernels.rotary import rotated
+from semshare_kernels.tiles import cpu as tiles
 
 cases = st.builds(
     mixed_case,
@@ -35,18 +39,23 @@ cases = st.builds(
 
 
 @contextmanager
-def cut_small(rows: int) -> Iterator[None]:
-    """Small blocks, views and scratches, so that small cases have many of each."""
-    sizes = {
-        "BLOCK_ROWS": rows,
-        "MIN_UNMASKED_KEYS": max(rows // 4, 1),
-        "FEW_ROWS": 2,
-        "MIN_VIEW_KEYS": 4,
-        "SCRATCH_KEYS": max(2 * rows, 5),
-    }
-    with ExitStack() as stack:
-        for name, size in sizes.items():
-            stack.enter_context(mock.patch.object(cpu, name, size))
+def cut_small(rows: int = 8, part_keys: int = 20) -> Iterator[None]:
+    """Small tiles and parts, so that small cases have many of each."""
+    with (
+        mock.patch.object(native, "MAX_ROWS", rows),
+        mock.patch.object(tiles, "TORCH_ROWS", rows),
+        mock.patch.object(tiles, "TORCH_KEYS", part_keys),
+        mock.patch.object(tiles, "MIN_PART_KEYS", part_keys),
+        mock.patch.object(plan_module, "MIN_KEYS_A_SHIFT", 8),
+        mock.patch.object(mass, "PART_KEYS", part_keys),
+    ):
+        yield
+
+
+@contextmanager
+def in_torch() -> Iterator[None]:
+    """As on a machine without a compiler."""
+    with mock.patch.object(native, "library", return_value=None):
         yield
 
 
@@ -79,10 +88,13 @@ def assert_right(case: MixedCase, plan: MixedPlan) -> None:
     assert largest_error(lse, expected[1]) <= 2 * limit
 
 
+@pytest.mark.parametrize("run_by", [nullcontext, in_torch])
 @examples(150)
-@given(cases, st.sampled_from([1, 3, 8, 128]))
-def test_cpu_equals_dense_attention_over_the_gathered_sequence(case: MixedCase, rows: int) -> None:
-    with cut_small(rows):
+@given(case=cases, rows=st.sampled_from([1, 3, 8, 64]), part_keys=st.sampled_from([1, 3, 20, 1000]))
+def test_cpu_equals_dense_attention_over_the_gathered_sequence(
+    run_by: Callable[[], AbstractContextManager[None]], case: MixedCase, rows: int, part_keys: int
+) -> None:
+    with run_by(), cut_small(rows, part_keys):
         assert_right(case, plan_on_cpu(case))
 
 
@@ -93,7 +105,7 @@ def test_triton_equals_dense_attention_over_the_gathered_sequence(
 ) -> None:
     with (
         mock.patch("semshare_kernels.tiles.launch._MIN_PART_BLOCKS", part_blocks),
-        mock.patch.object(gpu, "MIN_KEYS_A_SHIFT", 8),
+        mock.patch.object(plan_module, "MIN_KEYS_A_SHIFT", 8),
         mock.patch("semshare_kernels.tiles.launch._TILES_A_UNIT", 1000 // part_blocks),
     ):
         assert_right(case, plan_in_tiles(case))
@@ -151,38 +163,16 @@ def test_a_row_whose_first_keys_are_all_hidden_is_right(plan: Any) -> None:
     assert_right(case, plan(case))
 
 
-@examples(60)
-@given(cases, st.sampled_from([1, 8, 128]))
-def test_each_visible_pair_is_in_exactly_one_block(case: MixedCase, rows: int) -> None:
-    with cut_small(rows):
-        plan = plan_on_cpu(case)
-    count = np.zeros((len(case.q_pos), len(plan.keys)), dtype=int)
-    for segment in plan.segments:
-        for block in segment.blocks:
-            shape = (block.query_stop - block.query_start, block.key_stop - block.key_start)
-            shown = np.ones(shape, dtype=int)
-            if block.causal:
-                shown = np.tril(shown)
-            elif block.mask is not None:
-                shown = (block.mask == 0).numpy().astype(int)
-                assert shown.min() == 0, "a mask that hides nothing"
-            at = slice(segment.start + block.key_start, segment.start + block.key_stop)
-            count[block.query_start : block.query_stop, at] += shown
-    seen = reference.visible(
-        torch.from_numpy(case.q_pos), torch.from_numpy(plan.keys.positions), case.window
-    )
-    np.testing.assert_array_equal(count, seen.numpy().astype(int))
-
-
+@pytest.mark.parametrize("plan_for", [plan_on_cpu, plan_in_tiles])
 @examples(40)
-@given(cases)
-def test_each_visible_pair_is_in_exactly_one_tile(case: MixedCase) -> None:
-    plan = plan_in_tiles(case)
-    assert plan.tiles is not None
-    program, n_q = plan.tiles.program, len(case.q_pos)
-    count = np.zeros((n_q, len(plan.keys)), dtype=int)
+@given(case=cases)
+def test_each_visible_pair_is_in_exactly_one_tile(plan_for: Any, case: MixedCase) -> None:
+    with cut_small():
+        plan = plan_for(case)
+    table, program, n_q = plan.by_shift.table, plan.tiles.program, len(case.q_pos)
+    count = np.zeros((n_q, len(table)), dtype=int)
     seen = reference.visible(
-        torch.from_numpy(case.q_pos), torch.from_numpy(plan.keys.positions), case.window
+        torch.from_numpy(case.q_pos), torch.from_numpy(table.positions), case.window
     ).numpy()
     for tile, rows in enumerate(program.tile_rows):
         for item in range(program.tile_items[tile], program.tile_items[tile + 1]):
@@ -203,7 +193,7 @@ def test_attention_mass_is_the_sum_of_probabilities(
 ) -> None:
     n_q, heads, _ = case.query.shape
     first_query = data.draw(st.integers(0, n_q - 1))
-    with cut_small(8), mock.patch.object(mass, "MAX_SCORES", scores):
+    with cut_small(), mock.patch.object(mass, "MAX_SCORES", scores):
         cut = plan(case)
         queries, turn = case.queries(cut.shifts).contiguous(), case.turn(cut.turned_shifts)
         _, lse = mixed_attention(cut, queries, case.keys, case.values, case.scale, turn)
@@ -227,17 +217,18 @@ def test_attention_mass_is_the_sum_of_probabilities(
     assert largest_error(got, expected) <= 1e-5 * counted
 
 
-def test_no_temporary_is_as_large_as_the_gathered_sequence() -> None:
-    case = mixed_case(1, n=5000, query_share=0.02, runs=60, heads=(1, 1))
-    plan = plan_on_cpu(case)
-    gathered = [len(segment) for segment in plan.segments if segment.slot is None]
+@pytest.mark.parametrize("scattered", [False, True])
+def test_no_temporary_of_torch_is_as_large_as_the_gathered_sequence(scattered: bool) -> None:
+    case = mixed_case(1, n=5000, query_share=0.02, runs=60, heads=(1, 1), scattered=scattered)
+    gathered = []
+
+    def noted(pool: torch.Tensor, slots: NDArray[np.int64]) -> torch.Tensor:
+        rows = rows_at(pool, slots)
+        if rows.untyped_storage().data_ptr() != pool.untyped_storage().data_ptr():
+            gathered.append(len(slots))
+        return rows
+
+    with in_torch(), mock.patch.object(tiles, "rows_at", noted):
+        assert_right(case, plan_on_cpu(case))
     assert gathered
-    assert max(gathered) <= cpu.SCRATCH_KEYS < len(plan.keys) / 4
-
-
-def test_a_full_prompt_is_one_causal_block() -> None:
-    case = mixed_case(2, n=300, query_share=1.0, runs=1)
-    (segment,) = plan_on_cpu(case).segments
-    (block,) = segment.blocks
-    assert block.causal
-    assert_right(case, plan_on_cpu(case))
+    assert max(gathered) <= tiles.TORCH_KEYS < len(case.keys_of) / 4

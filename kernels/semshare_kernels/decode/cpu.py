@@ -32,7 +32,7 @@ def plan_for_cpu(
     is_shared = sharing_pays(
         tree, links, shape, call_bytes=CALL_BYTES if call_bytes is None else call_bytes
     )
-    tiles = cut(q_pos, tree, links, is_shared, window, rows_a_tile(shape.group))
+    tiles = cut(q_pos, tree, links, is_shared, window, rows_a_tile(shape))
     program = tile_program(
         len(q_pos),
         tiles.tile_row,
@@ -47,6 +47,7 @@ def plan_for_cpu(
         query_at=tiles.query_at,
         slots=tree.slots,
         key_at=tree.stored_at,
+        first_turned=len(tree.slots),
         window=window,
     )
     return DecodePlan(len(q_pos), links.sequence, links.shift, runnable)

@@ -55,8 +55,4 @@ def mixed_attention(
         out `[n_q, heads, d]` in the queries' dtype and lse `[n_q, heads]` float32, natural log.
 
     """
-    if plan.tiles is None:
-        return cpu.mixed_attention(plan, queries, keys, values, scale, turn)
-    from semshare_kernels.mixed import gpu  # noqa: PLC0415 - needs Triton
-
-    return gpu.mixed_attention(plan, queries, keys, values, scale, turn)
+    return plan.tiles.attend(queries.flatten(0, 1), keys, values, scale, turn)

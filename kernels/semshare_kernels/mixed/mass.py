@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from semshare_kernels.mixed.cpu import segment_keys
-from semshare_kernels.mixed.plan import MixedPlan
-from semshare_kernels.rotary.rotation import Rotation
+from semshare_kernels.key_table import rows_at
+from semshare_kernels.mixed.plan import MixedPlan, Segments
+from semshare_kernels.rotary.rotation import Rotation, rotated
 
+# Keys read at once: those that don't lie in a row are gathered.
+PART_KEYS = 1024
 # Scores held at once: 256 MB of float32.
 MAX_SCORES = 1 << 26
 
@@ -36,26 +40,38 @@ def attention_mass(
         counted queries × heads.
 
     """
-    mass = keys.new_zeros(len(plan.keys), dtype=torch.float32)
+    table = plan.by_shift.table
+    mass = keys.new_zeros(len(table), dtype=torch.float32)
     n_q, heads, d = queries.shape[1:]
     kv_heads = keys.shape[1]
-    for segment in plan.segments:
-        key = segment_keys(plan, segment, keys, turn).float().permute(1, 2, 0)[:, None]
-        positions = plan.keys.positions[segment.start : segment.stop]
-        step = max(MAX_SCORES // (heads * len(segment)), 1)
+    for part, query_set in _parts(plan.by_shift):
+        slots, positions = table.slots[part], table.positions[part]
+        key = rows_at(keys, slots).float()
+        if turn is not None and part.start >= plan.by_shift.first_turned:
+            first = part.start - plan.by_shift.first_turned
+            key = rotated(key, turn.part(slice(first, first + len(slots))))
+        key = key.permute(1, 2, 0)[:, None]
+        step = max(MAX_SCORES // (heads * len(slots)), 1)
         for start in range(first_query, n_q, step):
             rows = slice(start, min(start + step, n_q))
-            query = queries[segment.query, rows].float()
+            query = queries[query_set, rows].float()
             grouped = query.view(-1, kv_heads, heads // kv_heads, d).permute(1, 2, 0, 3)
             scores = (grouped @ key).flatten(0, 1) * scale  # [heads, rows, n]
             hidden = _hidden(plan, plan.q_pos[rows], positions)
             if hidden is not None:
                 scores.masked_fill_(hidden.to(scores.device), -torch.inf)
             weights = torch.exp(scores - lse[rows].transpose(0, 1)[..., None])
-            mass[segment.start : segment.stop] += weights.sum(dim=(0, 1))
+            mass[part] += weights.sum(dim=(0, 1))
     result = torch.empty_like(mass)
-    result[torch.from_numpy(plan.order).to(mass.device)] = mass
+    result[torch.from_numpy(plan.by_shift.order).to(mass.device)] = mass
     return result
+
+
+def _parts(keys: Segments) -> Iterator[tuple[slice, int]]:
+    """A few keys of the table at a time, and which set of queries they meet."""
+    for segment in keys.segments:
+        for start in range(segment.start, segment.stop, PART_KEYS):
+            yield slice(start, min(start + PART_KEYS, segment.stop)), segment.query
 
 
 def _hidden(plan: MixedPlan, q_pos: np.ndarray, positions: np.ndarray) -> Tensor | None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from semshare_kernels.rotary.rotation import Rotation
+    from semshare_kernels.shape import AttentionShape
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 # Compiled for OpenMP but not linked with it: the calls find the runtime that torch has loaded, and
@@ -132,6 +133,14 @@ def _attend_for(loaded: ctypes.CDLL, dtype: torch.dtype) -> Any:
     return getattr(loaded, f"attend_tiles_{str(dtype).removeprefix('torch.')}", None)
 
 
+def attends(shape: AttentionShape) -> bool:
+    """Whether there is a compiled loop for attention of this shape."""
+    loops = library()
+    if loops is None or shape.head_dim % VECTOR or shape.head_dim > MAX_HEAD:
+        return False
+    return _attend_for(loops, shape.dtype) is not None
+
+
 class TileWork(ctypes.Structure):
     """A tile program cut into tasks, with its tables: `Work` in attention.c.
 
@@ -142,10 +151,11 @@ class TileWork(ctypes.Structure):
     """
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("query", "keys", "values", "out", "lse")),
+        *((name, ctypes.c_void_p) for name in ("query", "keys", "values", "cos", "sin")),
+        *((name, ctypes.c_void_p) for name in ("out", "lse")),
         *((name, ctypes.c_void_p) for name in TILE_ARRAYS),
         *((name, ctypes.c_int64) for name in ("n_tasks", "heads", "kv_heads", "d", "window")),
-        ("few_rows", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("first_turned", "half", "few_rows")),
         ("scale", ctypes.c_double),
     )
 
@@ -156,10 +166,11 @@ class TileWork(ctypes.Structure):
         super().__init__(
             **{name: array.ctypes.data for name, array in self.arrays.items()}, **numbers
         )
-        widest = self.arrays["tile_rows"].max(initial=0) * self.heads // self.kv_heads
-        self.fits = (
-            self.d % VECTOR == 0 and self.d <= MAX_HEAD and widest <= MAX_ROWS
-        )  # what the loop is made for
+        self.last_slot = int(self.arrays["slots"].max(initial=-1))
+
+    def copy(self) -> TileWork:
+        """One that a call may fill in; its tables are those of this one."""
+        return type(self).from_buffer_copy(self)
 
 
 def attend_tiles(
@@ -170,8 +181,9 @@ def attend_tiles(
     out: Tensor,
     lse: Tensor,
     scale: float,
-) -> bool:
-    """Run a tile program, see `semshare_kernels.tiles`.
+    turn: Rotation | None,
+) -> None:
+    """Run the tasks of a tile program, see `semshare_kernels.tiles`.
 
     Args:
         work: the program.
@@ -180,30 +192,48 @@ def attend_tiles(
         out: `[n_written, heads, d]` float32, written.
         lse: `[n_written, heads]` float32, written.
         scale: of the dot products.
+        turn: of the keys from the program's `first_turned` on; None if all lie right.
 
-    Returns:
-        Whether it was done: false where there is no compiled loop for it.
+    Raises:
+        ValueError: these are not the tensors that the program is for.
+        MemoryError: no memory for scratch.
 
     """
     loops = library()
     attend = None if loops is None else _attend_for(loops, keys.dtype)
-    if attend is None or not work.fits:
-        return False
+    if attend is None:
+        raise RuntimeError(f"no compiled loop for {keys.dtype}: ask `attends` before planning")
     if not (keys.is_contiguous() and values.is_contiguous()):
-        return False
+        raise ValueError("keys and values must be contiguous, as pools are")
     query = query.contiguous()
     if {query.dtype, keys.dtype, values.dtype} != {keys.dtype}:
         raise ValueError("queries, keys and values must be of one dtype")
-    if keys.shape[1:] != (work.kv_heads, work.d) or query.shape[1:] != (work.heads, work.d):
+    asked, slots = (len(work.arrays["query_at"]), work.heads, work.d), len(keys)
+    if query.shape != asked or keys.shape != (slots, work.kv_heads, work.d):
         raise ValueError(
-            f"queries of {tuple(query.shape[1:])} over keys of {tuple(keys.shape[1:])}: the plan "
-            f"is for {(work.heads, work.d)} over {(work.kv_heads, work.d)}"
+            f"queries of {tuple(query.shape)} over keys of {tuple(keys.shape)}: the plan is for "
+            f"{asked} over {(slots, work.kv_heads, work.d)}"
         )
-    work.query, work.keys, work.values = query.data_ptr(), keys.data_ptr(), values.data_ptr()
-    work.out, work.lse, work.scale = out.data_ptr(), lse.data_ptr(), scale
-    if attend(ctypes.addressof(work)):
+    if values.shape != keys.shape or work.last_slot >= slots:
+        raise ValueError(
+            f"values of {tuple(values.shape)}, keys of {tuple(keys.shape)}, slots up to "
+            f"{work.last_slot}: all must be of one pool"
+        )
+    call = work.copy()
+    call.query, call.keys, call.values = query.data_ptr(), keys.data_ptr(), values.data_ptr()
+    call.out, call.lse, call.scale = out.data_ptr(), lse.data_ptr(), scale
+    if turn is None:
+        call.cos = call.sin = None
+    else:
+        cos, sin = (part.to(torch.float32).contiguous() for part in (turn.cos, turn.sin))
+        if len(cos) != len(work.arrays["slots"]) - work.first_turned:
+            raise ValueError(
+                f"angles of {len(cos)} keys: the plan turns "
+                f"{len(work.arrays['slots']) - work.first_turned}"
+            )
+        call.cos, call.sin, call.half = cos.data_ptr(), sin.data_ptr(), cos.shape[1]
+    if attend(ctypes.addressof(call)):
         raise MemoryError("no memory for the scratch of attention")
-    return True
 
 
 def merge_parts(
@@ -211,10 +241,12 @@ def merge_parts(
 ) -> bool:
     """See `semshare_kernels.merge.merge_states`; whether it was done."""
     loops = library()
-    if loops is None or part_out.dtype != torch.float32:
+    if loops is None or {part_out.dtype, part_lse.dtype} != {torch.float32}:
         return False
-    tensors = [part_out.contiguous(), part_lse.contiguous(), offsets, parts, out, lse]
-    loops.merge_parts(*(tensor.data_ptr() for tensor in tensors), *out.shape)
+    if {offsets.dtype, parts.dtype} != {torch.int64} or not part_out.is_cpu:
+        return False
+    given = [tensor.contiguous() for tensor in (part_out, part_lse, offsets, parts)]
+    loops.merge_parts(*(tensor.data_ptr() for tensor in (*given, out, lse)), *out.shape)
     return True
 
 

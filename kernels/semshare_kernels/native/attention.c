@@ -23,6 +23,7 @@
 #define BLOCK 48        // keys of a product; a multiple of KEYS_AT_ONCE
 #define WIDTH 64        // most rows of a product
 #define DEPTH 272       // most dimensions; no power of two, so that rows don't share cache sets
+#define PAUSE 8         // dimensions of a product between asking for rows ahead
 #define AHEAD_BYTES 32768  // asked for ahead of a stream of keys; half and twice as many were slower
 #define INLINE static inline __attribute__((always_inline))
 
@@ -40,12 +41,15 @@ enum type { FLOAT32, BFLOAT16, FLOAT16 };
 // A tile program with its tables (tiles/program.py), cut into tasks by KV heads (tiles/cpu.py).
 typedef struct {
     const char *query, *keys, *values;  // [rows, heads, d], [slots, kv_heads, d] twice
+    const float *cos, *sin;             // [keys − first_turned, half], of keys turned on load; or NULL
     float *out, *lse;                   // [rows written, heads, d], [rows written, heads]
     const int64_t *query_at, *slots, *key_at, *tile_row, *tile_rows, *tile_items;
     const int64_t *item_query, *item_start, *item_stop, *item_seen;
     const int64_t *task_tile, *task_head, *task_heads;  // a tile, its first KV head, and how many
     int64_t n_tasks, heads, kv_heads, d, window;
-    int64_t few_rows;  // tiles with so many rows at most read all heads of a token in turn
+    int64_t first_turned, half;  // keys from here on are turned; dimension j turns with j + half
+    int64_t few_rows;  // tiles with so many rows at most read all heads of a token in turn, and turn
+                       // no keys
     double scale;
 } Work;
 
@@ -63,6 +67,7 @@ INLINE floats all(float x) { return x - (floats){0}; }
 INLINE floats choose(ints mask, floats a, floats b) {
     return (floats)((mask & (ints)a) | (~mask & (ints)b));
 }
+// The second of two of which the first is NaN.
 INLINE floats larger(floats a, floats b) {
 #ifdef __AVX512F__
     return (floats)_mm512_max_ps((__m512)a, (__m512)b);
@@ -88,8 +93,8 @@ INLINE float sum_of(floats x) {
     return sum;
 }
 INLINE float max_of(floats x) {
-    float top = x[0];
-    for (int i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
+    float top = -INFINITY;  // and never NaN
+    for (int i = 0; i < LANES; i++) top = x[i] > top ? x[i] : top;
     return top;
 }
 
@@ -113,11 +118,12 @@ INLINE floats load(const char *row, int64_t i, enum type type) {
 #endif
 }
 
-// 2^x for x ≤ 0, with a relative error of 2e-7 (Taylor's polynomial on [−1/2, 1/2]); 0 below 2^−126.
-INLINE floats exp2_of(floats x) {
+// 2^x for x ≤ 0, with a relative error of 2e-7 (Taylor's polynomial on [−1/2, 1/2]); 0 below 2^−126,
+// NaN of NaN: a key that is not finite must not pass for one that is not seen.
+INLINE floats exp2_of(floats given) {
     const float to_integer = 12582912.0f;  // 1.5 × 2²³: adding it rounds to an integer
-    ints zero = x < all(-126.0f);
-    x = larger(x, all(-126.0f));
+    const ints zero = given < all(-126.0f);
+    const floats x = larger(given, all(-126.0f));
     floats shifted = x + to_integer;
     floats f = x - (shifted - to_integer);
     ints exponent = ((ints)shifted - (ints)all(to_integer) + 127) << 23;
@@ -128,7 +134,7 @@ INLINE floats exp2_of(floats x) {
     p = p * f + 2.4022651e-1f;
     p = p * f + 6.9314718e-1f;
     p = p * f + 1.0f;
-    return (floats)(~zero & (ints)(p * (floats)exponent));
+    return choose(given == given, (floats)(~zero & (ints)(p * (floats)exponent)), given);
 }
 
 static inline float scalar_exp2(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
@@ -219,7 +225,23 @@ INLINE void unpack(const Work *work, const char *pool, int64_t head, int64_t fir
     }
 }
 
-// Rows that will be wanted soon. They are asked for one by one among the products: a core waits
+// Turn the keys of an unpacked block that are turned on load (RoPE, half-split).
+static void turn(const Work *work, int64_t first, int64_t n, float *block) {
+    for (int64_t key = first; key < first + n; key++) {
+        if (key < work->first_turned) continue;
+        const float *restrict cos = work->cos + (key - work->first_turned) * work->half;
+        const float *restrict sin = work->sin + (key - work->first_turned) * work->half;
+        float *restrict low = block + (key - first) * DEPTH;
+        float *restrict high = low + work->half;
+        for (int64_t j = 0; j < work->half; j++) {
+            const float a = low[j], b = high[j];
+            low[j] = a * cos[j] - b * sin[j];
+            high[j] = b * cos[j] + a * sin[j];
+        }
+    }
+}
+
+// Rows that will be wanted soon. They are asked for a few at a time among the products: a core waits
 // for few lines at a time, and all at once would stop it.
 typedef struct {
     const char *rows[2 * BLOCK];
@@ -236,8 +258,9 @@ INLINE void look_ahead(const Work *work, Ahead *ahead, int64_t head, int64_t fir
         ahead->rows[ahead->n++] = row_of(work, work->values, key, head, type);
     }
 }
-INLINE void ask_for_one(Ahead *ahead) {
-    if (ahead->asked < ahead->n) ask_for(ahead->rows[ahead->asked++], ahead->bytes);
+INLINE void ask_for_some(Ahead *ahead, int64_t rows) {
+    for (; rows > 0 && ahead->asked < ahead->n; rows--)
+        ask_for(ahead->rows[ahead->asked++], ahead->bytes);
 }
 
 // scores[i, m] = keys[i] · query[:, m] for VECTORS vectors of rows. Strides are constants, so that
@@ -245,13 +268,13 @@ INLINE void ask_for_one(Ahead *ahead) {
 #define DEFINE_SCORES(VECTORS)                                                                   \
     static void scores_##VECTORS(const float *keys, const float *query, float *scores,           \
                                  int64_t d, Ahead *ahead) {                                      \
-        const int64_t pause = d / 32 > 1 ? d / 32 : 1;                                           \
+        const int64_t pauses = BLOCK / KEYS_AT_ONCE * d / PAUSE, rows = 2 * BLOCK / pauses + 1;  \
         for (int64_t first = 0; first < BLOCK; first += KEYS_AT_ONCE) {                          \
             const float *block = keys + first * DEPTH;                                           \
             floats sum[KEYS_AT_ONCE][VECTORS] = {{{0}}};                                         \
-            for (int64_t part = 0; part < d; part += pause) {                                    \
-                ask_for_one(ahead);                                                              \
-                for (int64_t e = part; e < part + pause && e < d; e++)                           \
+            for (int64_t part = 0; part < d; part += PAUSE) {                                    \
+                ask_for_some(ahead, rows);                                                       \
+                for (int64_t e = part; e < part + PAUSE; e++)                                    \
                     for (int i = 0; i < KEYS_AT_ONCE; i++)                                       \
                         for (int v = 0; v < VECTORS; v++)                                        \
                             sum[i][v] += block[i * DEPTH + e] *                                  \
@@ -297,7 +320,7 @@ INLINE void online_softmax(float *weights, int64_t n, Task *task, int64_t head, 
         floats *before = (floats *)(task->top + head * padded + m);
         floats *total = (floats *)(task->total + head * padded + m);
         floats top = *before;
-        for (int64_t i = 0; i < n; i++) top = larger(top, *(floats *)(weights + i * WIDTH + m));
+        for (int64_t i = 0; i < n; i++) top = larger(*(floats *)(weights + i * WIDTH + m), top);
         const floats shift = choose(top == all(-INFINITY), all(0.0f), top);
         const floats decay = exp2_of(*before - shift);
         floats sum = *total * decay;
@@ -327,6 +350,7 @@ INLINE void many_rows(const Work *work, Task *task, int64_t start, int64_t stop,
             const float *query = task->query + h * d * WIDTH;
             float *sums = task->sums + h * padded * d;
             unpack(work, work->keys, task->first_head + h, first, n, block, type);
+            if (work->cos != NULL) turn(work, first, n, block);
             look_ahead(work, &ahead, task->first_head + h, first + BLOCK, stop, type);
             int64_t m = 0;
             for (; m + 2 * LANES <= padded; m += 2 * LANES)
@@ -383,78 +407,98 @@ static void write_results(const Work *work, const Task *task, int64_t first_row)
             const int64_t from = h * task->padded + r;
             const float total = task->total[from];
             for (int64_t j = 0; j < d; j++)
-                work->out[at * d + j] = total > 0 ? task->sums[from * d + j] / total : 0.0f;
-            work->lse[at] = total > 0 ? (task->top[from] + log2f(total)) * 0.6931471805599453f
-                                      : -INFINITY;
+                work->out[at * d + j] = total == 0 ? 0.0f : task->sums[from * d + j] / total;
+            work->lse[at] = total == 0 ? -INFINITY
+                                       : (task->top[from] + log2f(total)) * 0.6931471805599453f;
         }
 }
 
 INLINE int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-INLINE int attend_tiles(const Work *work, enum type type) {
+// Numbers of float32 that each task's parts have room for.
+typedef struct {
+    int64_t queries, sums, state, widest, numbers;
+} Room;
+
+static Room room_for(const Work *work) {
     const int64_t d = work->d, group = work->heads / work->kv_heads;
-    int64_t widest = 0, state = 0, queries = 0;  // of any task: rows of a head, and of all heads
+    Room room = {0};
+    int64_t queries = 0;
     for (int64_t index = 0; index < work->n_tasks; index++) {
         const int64_t rows = work->tile_rows[work->task_tile[index]] * group;
-        const int64_t padded = rows <= work->few_rows ? rows : rounded_up(rows, LANES);
+        const int few = rows <= work->few_rows;
+        const int64_t padded = few ? rows : rounded_up(rows, LANES);
         const int64_t kept = padded * work->task_heads[index];
-        widest = padded > widest ? padded : widest;
-        const int64_t asked = (rows <= work->few_rows ? rows : WIDTH) * work->task_heads[index];
-        widest = padded > widest ? padded : widest;
-        state = kept > state ? kept : state;
+        const int64_t asked = (few ? rows : WIDTH) * work->task_heads[index];
+        room.widest = padded > room.widest ? padded : room.widest;
+        room.state = kept > room.state ? kept : room.state;
         queries = asked > queries ? asked : queries;
     }
-    const int64_t scratch = BLOCK * (DEPTH + WIDTH) + state * LANES;
-    const int64_t numbers = queries * d + state * (d + 2) + scratch;
-    int failed = 0;
-#pragma omp parallel if (work->n_tasks > 1)
-    {
-        float *memory = malloc((size_t)numbers * sizeof(float));
-        int64_t *at = malloc((size_t)(widest + 1) * sizeof(int64_t));
-        if (memory == NULL || at == NULL) failed = 1;
-#pragma omp for schedule(dynamic)
-        for (int64_t index = 0; index < work->n_tasks; index++) {
-            if (memory == NULL || at == NULL) continue;
-            const int64_t tile = work->task_tile[index], rows = work->tile_rows[tile] * group;
-            const int few = rows <= work->few_rows;
-            Task task = {
-                .rows = rows,
-                .padded = few ? rows : rounded_up(rows, LANES),
-                .first_head = work->task_head[index],
-                .span = work->task_heads[index],
-                .query = memory,
-                .sums = memory + queries * d,
-                .top = memory + queries * d + state * d,
-                .total = memory + queries * d + state * (d + 1),
-                .at = at,
-            };
-            float *blocks = memory + numbers - scratch;
-            const int64_t kept = task.span * task.padded;
-            memset(task.query, 0, (size_t)((few ? kept : task.span * WIDTH) * d) * sizeof(float));
-            memset(task.sums, 0, (size_t)(kept * d) * sizeof(float));
-            for (int64_t r = 0; r < kept; r++) task.top[r] = -INFINITY, task.total[r] = 0;
-            for (int64_t item = work->tile_items[tile]; item < work->tile_items[tile + 1]; item++) {
-                const int64_t start = work->item_start[item], stop = work->item_stop[item];
-                read_queries(work, &task, work->item_query[item], type);
-                if (few)
-                    few_rows(work, &task, start, stop, work->item_seen[item], blocks, type);
-                else
-                    many_rows(work, &task, start, stop, work->item_seen[item], blocks, type);
-            }
-            write_results(work, &task, work->tile_row[tile]);
-        }
-        free(memory);
-        free(at);
+    room.queries = queries * d;
+    room.sums = room.state * d;
+    const int64_t scratch = BLOCK * (DEPTH + WIDTH) + room.state * LANES;
+    room.numbers = room.queries + room.sums + 2 * room.state + scratch;
+    return room;
+}
+
+INLINE void run_task(const Work *work, int64_t index, const Room *room, float *memory, int64_t *at,
+                     enum type type) {
+    const int64_t d = work->d, tile = work->task_tile[index];
+    const int64_t rows = work->tile_rows[tile] * (work->heads / work->kv_heads);
+    const int few = rows <= work->few_rows;
+    Task task = {
+        .rows = rows,
+        .padded = few ? rows : rounded_up(rows, LANES),
+        .first_head = work->task_head[index],
+        .span = work->task_heads[index],
+        .query = memory,
+        .sums = memory + room->queries,
+        .top = memory + room->queries + room->sums,
+        .total = memory + room->queries + room->sums + room->state,
+        .at = at,
+    };
+    float *scratch = task.total + room->state;
+    const int64_t kept = task.span * task.padded;
+    memset(task.query, 0, (size_t)((few ? kept : task.span * WIDTH) * d) * sizeof(float));
+    memset(task.sums, 0, (size_t)(kept * d) * sizeof(float));
+    for (int64_t r = 0; r < kept; r++) task.top[r] = -INFINITY, task.total[r] = 0;
+    for (int64_t item = work->tile_items[tile]; item < work->tile_items[tile + 1]; item++) {
+        const int64_t start = work->item_start[item], stop = work->item_stop[item];
+        read_queries(work, &task, work->item_query[item], type);
+        if (few)
+            few_rows(work, &task, start, stop, work->item_seen[item], scratch, type);
+        else
+            many_rows(work, &task, start, stop, work->item_seen[item], scratch, type);
     }
-    return failed;
+    write_results(work, &task, work->tile_row[tile]);
 }
 
 // Returns 0, or 1 if memory is short. `d` is a multiple of 16 and at most 256, a tile has at most
-// WIDTH rows × heads of a group.
-int attend_tiles_float32(const Work *work) { return attend_tiles(work, FLOAT32); }
-int attend_tiles_bfloat16(const Work *work) { return attend_tiles(work, BFLOAT16); }
+// WIDTH rows × heads of a group. One function a type, so that each is compiled for its own.
+#define DEFINE_ATTEND(NAME, TYPE)                                                                \
+    int attend_tiles_##NAME(const Work *work) {                                                  \
+        const Room room = room_for(work);                                                        \
+        int failed = 0;                                                                          \
+        _Pragma("omp parallel if (work->n_tasks > 1)") {                                         \
+            float *memory = malloc((size_t)room.numbers * sizeof(float));                        \
+            int64_t *at = malloc((size_t)(room.widest + 1) * sizeof(int64_t));                   \
+            if (memory == NULL || at == NULL) {                                                  \
+                _Pragma("omp atomic write") failed = 1;                                          \
+            }                                                                                    \
+            _Pragma("omp for schedule(dynamic)")                                                 \
+            for (int64_t index = 0; index < work->n_tasks; index++)                              \
+                if (memory != NULL && at != NULL)                                                \
+                    run_task(work, index, &room, memory, at, TYPE);                              \
+            free(memory);                                                                        \
+            free(at);                                                                            \
+        }                                                                                        \
+        return failed;                                                                           \
+    }
+
+DEFINE_ATTEND(float32, FLOAT32)
+DEFINE_ATTEND(bfloat16, BFLOAT16)
 #ifdef __FLT16_MAX__
-int attend_tiles_float16(const Work *work) { return attend_tiles(work, FLOAT16); }
+DEFINE_ATTEND(float16, FLOAT16)
 #endif
 
 // Row i is merged from rows parts[offsets[i]] … parts[offsets[i + 1] − 1]; see merge/__init__.py.
@@ -467,16 +511,17 @@ void merge_parts(const float *part_out, const float *part_lse, const int64_t *of
         float top = -INFINITY, total = 0;
         for (int64_t i = offsets[row]; i < offsets[row + 1]; i++)
             top = fmaxf(top, part_lse[parts[i] * heads + head]);
+        const float shift = top == -INFINITY ? 0.0f : top;
         float *restrict result = out + index * d;
         memset(result, 0, (size_t)d * sizeof(float));
-        for (int64_t i = offsets[row]; i < offsets[row + 1] && top > -INFINITY; i++) {
+        for (int64_t i = offsets[row]; i < offsets[row + 1]; i++) {
             const int64_t from = parts[i] * heads + head;
-            const float weight = expf(part_lse[from] - top);
+            const float weight = expf(part_lse[from] - shift);
             const float *restrict part = part_out + from * d;
             total += weight;
             for (int64_t j = 0; j < d; j++) result[j] += weight * part[j];
         }
-        for (int64_t j = 0; j < d && total > 0; j++) result[j] /= total;
-        lse[index] = total > 0 ? top + logf(total) : -INFINITY;
+        for (int64_t j = 0; j < d && total != 0; j++) result[j] /= total;
+        lse[index] = total == 0 ? -INFINITY : shift + logf(total);
     }
 }
