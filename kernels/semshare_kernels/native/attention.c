@@ -60,7 +60,7 @@ typedef struct {
     float *query;             // scaled: [span, rows, d] if few, else [span, d, WIDTH]
     float *sums;              // [span, padded, d] weighted sums of values
     float *top, *total;       // [span, padded] largest score, in powers of two; sum of weights
-    int64_t *at;              // [padded] positions
+    int32_t *at;              // [padded] positions
 } Task;
 
 INLINE floats all(float x) { return x - (floats){0}; }
@@ -139,12 +139,6 @@ INLINE floats exp2_of(floats given) {
 
 static inline float scalar_exp2(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
 
-// Whether a key is hidden from a row.
-INLINE int is_hidden(const Work *work, int64_t at, int64_t key) {
-    int64_t distance = at - work->key_at[key];
-    return distance < 0 || distance >= work->window;
-}
-
 INLINE const char *row_of(const Work *work, const char *pool, int64_t key, int64_t head,
                           enum type type) {
     return pool + (work->slots[key] * work->kv_heads + head) * work->d * size_of(type);
@@ -183,9 +177,10 @@ INLINE void few_rows(const Work *work, Task *task, int64_t start, int64_t stop, 
         for (int64_t r = 0; r < task->span * rows; r++) {
             floats *score = (floats *)(weights + r * LANES);
             for (int64_t i = n; i < LANES; i++) weights[r * LANES + i] = -INFINITY;
-            for (int64_t i = 0; masked && i < n; i++)
-                if (is_hidden(work, task->at[r % rows], first + i))
-                    weights[r * LANES + i] = -INFINITY;
+            for (int64_t i = 0; masked && i < n; i++) {
+                const int64_t distance = task->at[r % rows] - work->key_at[first + i];
+                if (distance < 0 || distance >= work->window) weights[r * LANES + i] = -INFINITY;
+            }
             const float top = max_of(*score);
             if (top > task->top[r]) {
                 const float decay = scalar_exp2(task->top[r] - top);
@@ -313,6 +308,19 @@ DEFINE_WEIGHTED(1)
 DEFINE_WEIGHTED(2)
 DEFINE_WEIGHTED(3)
 
+// −inf where a row must not see a key.
+INLINE void hide(const Work *work, const Task *task, int64_t first, int64_t n, float *scores) {
+    const int32_t window = work->window < INT32_MAX ? (int32_t)work->window : INT32_MAX;
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t key_at = (int32_t)work->key_at[first + i];
+        for (int64_t m = 0; m < task->padded; m += LANES) {
+            const ints distance = *(const ints *)(task->at + m) - key_at;
+            floats *score = (floats *)(scores + i * WIDTH + m);
+            *score = choose((distance < 0) | (distance >= window), all(-INFINITY), *score);
+        }
+    }
+}
+
 // Scores to weights, in place, and what the rows have of earlier blocks to the new maximum.
 INLINE void online_softmax(float *weights, int64_t n, Task *task, int64_t head, int64_t d) {
     const int64_t padded = task->padded;
@@ -356,11 +364,7 @@ INLINE void many_rows(const Work *work, Task *task, int64_t start, int64_t stop,
             for (; m + 2 * LANES <= padded; m += 2 * LANES)
                 scores_2(block, query + m, weights + m, d, &ahead);
             if (m < padded) scores_1(block, query + m, weights + m, d, &ahead);
-            if (first + n > seen)
-                for (int64_t i = 0; i < n; i++)
-                    for (int64_t r = 0; r < task->rows; r++)
-                        if (is_hidden(work, task->at[r], first + i))
-                            weights[i * WIDTH + r] = -INFINITY;
+            if (first + n > seen) hide(work, task, first, n, weights);
             online_softmax(weights, n, task, h, d);
             unpack(work, work->values, task->first_head + h, first, n, block, type);
             for (int64_t j = 0, left = d / LANES; left > 0;) {
@@ -381,7 +385,7 @@ INLINE void read_queries(const Work *work, Task *task, int64_t base, enum type t
     const int64_t d = work->d, group = work->heads / work->kv_heads;
     const float scale = (float)(work->scale * 1.4426950408889634);  // scores in powers of two
     const int few = task->rows <= work->few_rows;
-    for (int64_t r = 0; r < task->rows; r++) task->at[r] = work->query_at[base + r / group];
+    for (int64_t r = 0; r < task->rows; r++) task->at[r] = (int32_t)work->query_at[base + r / group];
     for (int64_t h = 0; h < task->span; h++)
         for (int64_t r = 0; r < task->rows; r++) {
             const int64_t head = (task->first_head + h) * group + r % group;
@@ -441,7 +445,7 @@ static Room room_for(const Work *work) {
     return room;
 }
 
-INLINE void run_task(const Work *work, int64_t index, const Room *room, float *memory, int64_t *at,
+INLINE void run_task(const Work *work, int64_t index, const Room *room, float *memory, int32_t *at,
                      enum type type) {
     const int64_t d = work->d, tile = work->task_tile[index];
     const int64_t rows = work->tile_rows[tile] * (work->heads / work->kv_heads);
@@ -481,7 +485,7 @@ INLINE void run_task(const Work *work, int64_t index, const Room *room, float *m
         int failed = 0;                                                                          \
         _Pragma("omp parallel if (work->n_tasks > 1)") {                                         \
             float *memory = malloc((size_t)room.numbers * sizeof(float));                        \
-            int64_t *at = malloc((size_t)(room.widest + 1) * sizeof(int64_t));                   \
+            int32_t *at = calloc((size_t)room.widest + LANES, sizeof(int32_t));                  \
             if (memory == NULL || at == NULL) {                                                  \
                 _Pragma("omp atomic write") failed = 1;                                          \
             }                                                                                    \

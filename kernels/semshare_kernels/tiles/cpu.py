@@ -25,7 +25,7 @@ TORCH_ROWS = 512
 # Keys that torch reads at once, if they don't lie in a row: gathered, they stay in the cache.
 TORCH_KEYS = 1024
 # Queries and sums that a task keeps, bytes: well inside a second-level cache.
-STATE_BYTES = 1 << 17
+STATE_BYTES = 1 << 16
 # Tasks a thread, so that all are done at about the same time.
 TASKS_A_THREAD = 4
 # Fewer keys are not worth a partial result of their own.
