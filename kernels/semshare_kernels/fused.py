@@ -8,6 +8,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of which query i sees keys 0 … i; arguments and results as `fused_attention`'s."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query.transpose(0, 1)[None],
+        key.transpose(0, 1)[None],
+        value.transpose(0, 1)[None],
+        0.0,
+        is_causal=True,
+        scale=scale,
+    )
+    return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+
+
 def fused_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, *, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -89,10 +89,13 @@ def rope_variants(adapter: ModelAdapter) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shift", [-90, 55])
-def test_rotated_queries_equal_moved_keys_in_attention(family: str, shift: int) -> None:
+@pytest.mark.parametrize("n_keys", [30, 80])  # keys turned on load, and queries turned for them
+def test_rotated_queries_and_turned_keys_equal_moved_keys(
+    family: str, shift: int, n_keys: int
+) -> None:
     adapter = adapter_of(family)
     generator = torch.Generator().manual_seed(1)
-    d, n = adapter.head_dim, 30
+    d, n = adapter.head_dim, n_keys
     keys, values = (torch.randn(n, 2, d, generator=generator) for _ in range(2))
     query = torch.randn(4, 6, d, generator=generator)
     stored_at = torch.arange(100, 100 + n)
@@ -111,6 +114,10 @@ def test_rotated_queries_equal_moved_keys_in_attention(family: str, shift: int) 
         for keys_there, plan in ((stored, plan_for(shift)), (moved, plan_for(0))):
             at = q_pos - torch.from_numpy(plan.shifts)[:, None]
             queries = apply_rotary(query, *adapter.rope(at)[kind])
-            results.append(mixed_attention(plan, queries, keys_there, values, adapter.scale)[0])
+            turn = adapter.shift_rotation(torch.from_numpy(plan.turned_shifts)).get(kind)
+            turn = turn if plan.turned_shifts.any() else None
+            results.append(
+                mixed_attention(plan, queries, keys_there, values, adapter.scale, turn)[0]
+            )
         in_place, copied = results
         assert float((in_place - copied).abs().max()) <= 2e-5
