@@ -27,6 +27,7 @@ demo: $(READY)  ## donors in, rewritten prompts answered, a table of what it sav
 
 test: $(READY) lint  ## everything CI runs
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(BIN)/semshare kernels check
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

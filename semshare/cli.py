@@ -284,10 +284,10 @@ def bench_start(
 def kernels_check(json_output: Json = False) -> None:
     """Compile every kernel for three GPU generations, without a GPU. Exits with 1 on a problem."""
     with _starting():
-        from semshare.evaluation.kernel_check import run_check  # noqa: PLC0415 - see above
+        from semshare.evaluation.kernel_check import run_check, summary  # noqa: PLC0415 - see above
     record = run_check()
     if not json_output:
-        _print_rows(record["kernels"])
+        _print_rows(summary(record["kernels"]))
     _show(record, json_output)
     if not record["ok"]:
         raise typer.Exit(1)

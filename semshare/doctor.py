@@ -38,6 +38,7 @@ def run_checks() -> list[Check]:
         *(_package(name) for name in sorted(required)),
         *(_extra(extra, sorted(_requirements(extra) - required)) for extra in EXTRAS),
         _cpu(),
+        _loops(),
         _gpu(),
         _faiss_gpu(),
         _bundled_model(),
@@ -104,6 +105,18 @@ def _cpu() -> Check:
     default = "bfloat16" if "amx_bf16" in found else "float32"
     detail = f"{platform.machine()}, {torch.get_num_threads()} threads: {features}"
     return Check("cpu", "ok", f"{detail}; dtype auto is {default}")
+
+
+def _loops() -> Check:
+    native: Any = _module("semshare_kernels.native")
+    if native is None or native.library() is None:
+        return Check(
+            "loops in C",
+            "absent",
+            "torch's slower operations are used",
+            "install a C compiler (gcc), and unset SEMSHARE_NATIVE",
+        )
+    return Check("loops in C", "ok", "compiled for this CPU")
 
 
 def _gpu() -> Check:

@@ -35,6 +35,7 @@ from semshare_kernels.tiles.triton_kernel import attend_tiles
 
 # Shared memory that one block may take, bytes (CUDA C++ Programming Guide, compute capabilities).
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+ARCHS = tuple(SHARED_LIMIT)
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _MATRIX_INSTRUCTION = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 _WIDE_LOAD = re.compile(
@@ -247,20 +248,13 @@ def _resources(ptx: str, arch: int) -> tuple[int, int, int]:
     return int(used[1]), int(frame[1]), int(frame[2]) + int(frame[3])
 
 
-def check_all(
-    archs: tuple[int, ...] = (80, 90, 100), *, processes: int | None = None
-) -> Iterator[tuple[KernelReport, int]]:
-    """Check every variant for every architecture, on all cores.
-
-    Yields:
-        Each report as it comes, with the number of all that will come.
-
-    """
-    jobs = [(index, arch) for arch in archs for index in range(len(variants()))]
+def check_all(*, processes: int | None = None) -> Iterator[KernelReport]:
+    """Check every variant for every architecture, on all cores; reports as they come."""
+    jobs = [(index, arch) for arch in ARCHS for index in range(len(variants()))]
     # Spawned: a fork of a process with torch's threads may hang.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for done in as_completed([pool.submit(_check_one, *job) for job in jobs]):
-            yield done.result(), len(jobs)
+            yield done.result()
 
 
 def _check_one(index: int, arch: int) -> KernelReport:

@@ -23,19 +23,18 @@ def run_check() -> dict[str, Any]:
 
     """
     try:
-        from semshare_kernels.check import check_all  # noqa: PLC0415 - the only user of Triton here
+        from semshare_kernels.check import (  # noqa: PLC0415 - the only user of Triton here
+            ARCHS,
+            check_all,
+            variants,
+        )
     except ImportError as error:
         raise TritonMissing(
             f"kernels are compiled by Triton ({error}): pip install 'semshare[gpu]'"
         ) from error
     reports = []
-    results = check_all()
-    first, total = next(results)
-    with progress_bar("compiling", total, enabled=True) as (_, advance):
-        for report, _ in [(first, total)]:
-            reports.append(report)
-            advance(report.kernel)
-        for report, _ in results:
+    with progress_bar("compiling", len(ARCHS) * len(variants()), enabled=True) as (_, advance):
+        for report in check_all():
             reports.append(report)
             advance(f"{report.kernel} {report.config} {report.arch}")
     reports.sort(key=lambda report: (report.kernel, report.config, report.arch))
@@ -46,3 +45,25 @@ def run_check() -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def summary(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each kernel and architecture: the most any configuration takes, and problems."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for report in reports:
+        groups.setdefault((report["kernel"], report["arch"]), []).append(report)
+    return [
+        {
+            "kernel": kernel,
+            "arch": arch,
+            "configurations": len(group),
+            **{
+                name: max(report[name] for report in group)
+                for name in ("registers", "shared_bytes", "stack_bytes", "spill_bytes")
+            },
+            "problems": "; ".join(
+                f"{report['config']} {report['problem']}" for report in group if not report["ok"]
+            ),
+        }
+        for (kernel, arch), group in groups.items()
+    ]
