@@ -174,17 +174,26 @@ def kernel_tables() -> str:
         "| --- | --- | --- | --- | --- |",
         *(
             f"| {row['heads']} / {row['kv_heads']} × {row['d']} | {row['dtype']} "
-            f"| {row['readers']} | {row['measured_keys']} keys | {row['predicted_keys']} keys |"
+            f"| {row['readers']} | {_keys(row['measured_keys'])} | {_keys(row['predicted_keys'])} |"
             for row in decode["crossover"]
         ),
     ]
     machine = decode["machine"]
     where = (
         f"On {machine['cpu']}, {machine['cores']} cores{'' if machine['amx'] else ', no AMX'}, "
-        f"torch {decode['versions']['torch']}. {check['n']} variants of {_kernel_count(check)} "
-        f"Triton kernels compiled: {'all' if check['ok'] else 'not all'} without a spill."
+        f"torch {decode['versions']['torch']}. {_variants(check)} of {_kernel_count(check)} "
+        f"Triton kernels compiled, each for three GPUs: {'all' if check['ok'] else 'not all'} "
+        "without a spill."
     )
     return "\n\n".join(("\n".join(rows), "\n".join(crossover), where))
+
+
+def _keys(n: int | None) -> str:
+    return "never" if n is None else f"{n} keys"
+
+
+def _variants(check: dict[str, Any]) -> str:
+    return f"{len({(report['kernel'], report['config']) for report in check['kernels']})} variants"
 
 
 def _kernel_count(check: dict[str, Any]) -> int:

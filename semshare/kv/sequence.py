@@ -14,7 +14,7 @@ from semshare.types import ReusePlan, Slots, TokenSource
 from semshare_kernels import KeyTable, KeyTree
 
 # A reused run at least this long is attended where it lies; a shorter one is copied next to the
-# fresh tokens, because each run costs an attention call in every layer of every decode step.
+# fresh tokens, because each shift costs a set of rotated queries in every layer.
 MIN_VIEW_TOKENS = 128
 MAX_VIEWS = 16
 # Slots for an answer are reserved in portions: few answers use all the tokens they are allowed.
@@ -173,6 +173,17 @@ class KVSequence:
         """Slots and positions of the tokens that have slots of their own."""
         return self._own_slots[: len(self._own_positions)], self._own_positions
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Views and own tokens, in runs of slots that lie in a row."""
+        slots, positions = self.own
+        cuts = np.flatnonzero(np.diff(slots) != 1) + 1
+        own = zip(np.split(slots, cuts), np.split(positions, cuts), strict=True)
+        return (
+            *self.layout.views,
+            *(Segment(int(run[0]), at, 0) for run, at in own if len(run)),
+        )
+
     def release(self) -> None:
         """Give all pages back; safe to call twice."""
         if not self._released:
@@ -184,25 +195,24 @@ class KVSequence:
 def key_tree(sequences: Sequence[KVSequence]) -> KeyTree:
     """What some sequences of one pool read, as nodes that are each read by the same ones.
 
-    Views are cut wherever another sequence's view begins or ends, so that two that overlap share
-    what they have in common, at whatever positions. Runs with the same readers are one node,
-    wherever they lie.
+    Runs of slots are cut wherever another sequence's begin or end, so that two that overlap share
+    what they have in common, at whatever positions, be it a donor's or one of the sequences' own.
+    Runs with the same readers are one node, wherever they lie.
     """
-    views = [view for sequence in sequences for view in sequence.layout.views]
-    bounds = np.unique([(view.slot_start, view.slot_start + len(view)) for view in views])
+    read = [sequence.segments for sequence in sequences]
+    bounds = np.unique(
+        [(run.slot_start, run.slot_start + len(run)) for runs in read for run in runs]
+    )
     readers: dict[int, list[tuple[int, int]]] = {}  # by a run's first slot: (sequence, shift)
     runs: dict[int, tuple[Slots, NDArray[np.int64]]] = {}  # its slots, and where they were stored
-    for index, sequence in enumerate(sequences):
-        for view in sequence.layout.views:
-            first, last = view.slot_start, view.slot_start + len(view)
+    for index, segments in enumerate(read):
+        for segment in segments:
+            first, last = segment.slot_start, segment.slot_start + len(segment)
             cuts = bounds[np.searchsorted(bounds, first) : np.searchsorted(bounds, last) + 1]
             for start, stop in pairwise(cuts.tolist()):
                 part = slice(start - first, stop - first)
-                runs[start] = view.slots[part], view.positions[part] - view.shift
-                readers.setdefault(start, []).append((index, view.shift))
-        slots, positions = sequence.own
-        runs[int(slots[0])] = slots, positions
-        readers[int(slots[0])] = [(index, 0)]
+                runs[start] = segment.slots[part], segment.positions[part] - segment.shift
+                readers.setdefault(start, []).append((index, segment.shift))
     nodes: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for start, of_run in readers.items():
         nodes.setdefault(tuple(of_run), []).append(start)

@@ -124,7 +124,7 @@ def test_overlapping_views_share_what_they_have_in_common() -> None:
     sequences = [reading(executor, donor, one) for one in views]
     tree = key_tree(sequences)
     bounds = tree.node_start
-    assert (np.diff(tree.slots[: bounds[-1]]) != 0).all()
+    assert len(np.unique(tree.slots)) == len(tree.slots)
     read = [
         {
             (int(slot) - first_slot, int(shift))
@@ -140,6 +140,24 @@ def test_overlapping_views_share_what_they_have_in_common() -> None:
     shared = set(tree.paths[0]) & set(tree.paths[1])
     assert [bounds[node + 1] - bounds[node] for node in shared] == [3]
     for sequence in sequences:
+        sequence.release()
+
+
+@torch.inference_mode()
+def test_a_donor_that_is_decoded_too_shares_its_own_tokens() -> None:
+    executor, _ = donor_in("llama")
+    alone = KVSequence(executor.pool, lay_out(full_plan(DONOR)), NOTHING, room=STEPS)
+    executor.forward(alone, DONOR, np.arange(len(DONOR)))
+    also = KVSequence(executor.pool, lay_out(full_plan(DONOR)), NOTHING, room=STEPS)
+    executor.forward(also, DONOR, np.arange(len(DONOR)))
+    reader = reading(executor, also, [(0, 0, run_of(also))])
+    executor.forward(reader, DONOR[:1], reader.own[1])
+    ids = DONOR[:2]
+    expected = executor.forward(alone, ids[:1], alone.append(1)).logits
+    positions = np.concatenate([also.append(1), reader.append(1)])
+    got = executor.decode([also, reader], ids, positions)
+    assert float((got[0] - expected[0]).abs().max()) <= LIMIT
+    for sequence in (alone, also, reader):
         sequence.release()
 
 

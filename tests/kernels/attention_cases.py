@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,6 +18,20 @@ from semshare_kernels.rotary import rotated
 CPU = torch.device("cpu")
 # Maximum errors: a few roundings of numbers around 1, and outputs that reach about 4.
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@contextmanager
+def in_torch() -> Iterator[None]:
+    """As on a machine without a compiler."""
+    with mock.patch("semshare_kernels.native.library", return_value=None):
+        yield
+
+
+@contextmanager
+def as_with_amx() -> Iterator[None]:
+    """As where torch multiplies in AMX: it runs tiles of many rows, C those of few."""
+    with mock.patch("semshare_kernels.tiles.cpu.multiplies_in_amx", return_value=True):
+        yield
 
 
 class Rope:

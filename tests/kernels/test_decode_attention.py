@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from attention_cases import CPU, LIMITS, Rope, largest_error, poisoned_pool
+from attention_cases import CPU, LIMITS, Rope, as_with_amx, in_torch, largest_error, poisoned_pool
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -153,13 +153,6 @@ def plan_in_tiles(case: TreeCase) -> DecodePlan:
     return gpu.plan_for_gpu(case.q_pos, case.tree, case.window, case.shape)
 
 
-@contextmanager
-def without_native() -> Iterator[None]:
-    """As on a machine without a compiler."""
-    with mock.patch("semshare_kernels.native.library", return_value=None):
-        yield
-
-
 def assert_right(case: TreeCase, plan: DecodePlan) -> None:
     out, lse = case.decoded(plan)
     expected, expected_lse = case.one_by_one()
@@ -169,7 +162,7 @@ def assert_right(case: TreeCase, plan: DecodePlan) -> None:
     assert largest_error(lse, expected_lse) <= 2 * LIMITS[case.shape.dtype]
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("run_by", [nullcontext, in_torch, as_with_amx])
 @examples(120)
 @given(
     case=cases,
@@ -179,7 +172,12 @@ def assert_right(case: TreeCase, plan: DecodePlan) -> None:
     state_bytes=st.sampled_from([0, 1 << 16]),
 )
 def test_cpu_equals_each_sequence_by_itself(
-    native: bool, case: TreeCase, call_bytes: int, part_keys: int, few_rows: int, state_bytes: int
+    run_by: Callable[[], AbstractContextManager[None]],
+    case: TreeCase,
+    call_bytes: int,
+    part_keys: int,
+    few_rows: int,
+    state_bytes: int,
 ) -> None:
     """Whatever is shared, however it is cut, with the loops in C and without."""
     with (
@@ -188,7 +186,7 @@ def test_cpu_equals_each_sequence_by_itself(
         mock.patch.object(tiles, "FEW_ROWS", few_rows),
         mock.patch.object(tiles, "STATE_BYTES", state_bytes),
         mock.patch.object(tiles, "TORCH_KEYS", part_keys),
-        nullcontext() if native else without_native(),
+        run_by(),
     ):
         assert_right(case, plan_on_cpu(case))
 

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from attention_cases import LIMITS, MixedCase, largest_error, mixed_case
+from attention_cases import LIMITS, MixedCase, as_with_amx, in_torch, largest_error, mixed_case
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -53,13 +53,6 @@ def cut_small(rows: int = 8, part_keys: int = 20) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def in_torch() -> Iterator[None]:
-    """As on a machine without a compiler."""
-    with mock.patch.object(native, "library", return_value=None):
-        yield
-
-
 def plan_on_cpu(case: MixedCase) -> MixedPlan:
     return plan_mixed(case.q_pos, case.keys_of, window=case.window, shape=case.shape)
 
@@ -89,7 +82,7 @@ def assert_right(case: MixedCase, plan: MixedPlan) -> None:
     assert largest_error(lse, expected[1]) <= 2 * limit
 
 
-@pytest.mark.parametrize("run_by", [nullcontext, in_torch])
+@pytest.mark.parametrize("run_by", [nullcontext, in_torch, as_with_amx])
 @examples(150)
 @given(case=cases, rows=st.sampled_from([1, 3, 8, 64]), part_keys=st.sampled_from([1, 3, 20, 1000]))
 def test_cpu_equals_dense_attention_over_the_gathered_sequence(
@@ -145,7 +138,6 @@ def test_tiles_cut_inside_a_block_of_keys_see_no_keys_past_the_cut(
         mock.patch("semshare_kernels.tiles.launch._TILES_A_UNIT", 1000),
     ):
         plan = plan_in_tiles(case)
-    assert plan.tiles is not None
     items, block = plan.tiles.program.items, plan.tiles.config.block_n
     assert ((items.stop - items.start) % block > 0).any()
     assert_right(case, plan)

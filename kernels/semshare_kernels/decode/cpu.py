@@ -50,4 +50,4 @@ def plan_for_cpu(
         first_turned=len(tree.slots),
         window=window,
     )
-    return DecodePlan(len(q_pos), links.sequence, links.shift, runnable)
+    return DecodePlan(links.sequence, links.shift, runnable)

@@ -44,4 +44,4 @@ def plan_for_gpu(
         first_turned=len(tree.slots),
         window=window,
     )
-    return DecodePlan(len(q_pos), links.sequence, links.shift, runnable)
+    return DecodePlan(links.sequence, links.shift, runnable)

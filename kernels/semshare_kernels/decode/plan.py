@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from semshare_kernels.decode.tree import KeyTree, Links
 from semshare_kernels.key_table import Index
 from semshare_kernels.shape import AttentionShape
-from semshare_kernels.tiles.program import Items
-
-
-class RunnableTiles(Protocol):
-    """A tile program on the device that runs it."""
-
-    def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """out `[n_rows, heads, d]` in the queries' dtype, lse `[n_rows, heads]` float32."""
-        ...
+from semshare_kernels.tiles.program import Items, RunnableTiles
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +21,6 @@ class DecodePlan:
     position − `row_shift`.
     """
 
-    n_sequences: int
     row_sequence: Index  # [n_rows]
     row_shift: Index  # [n_rows]
     tiles: RunnableTiles
@@ -102,7 +89,7 @@ def cut(
             rows = at[row : row + tile_rows[tile]]
             stored = tree.stored_at[start[tile] : stop[tile]]
             hidden = np.searchsorted(stored, [rows.min() - window, rows.max() - window], "right")
-            seen[tile] = stop[tile] if hidden[1] == 0 else start[tile]
+            seen[tile] = stop[tile] if hidden[0] == hidden[1] else start[tile]
             start[tile] += hidden[0]
     items = Items(np.arange(len(tile_row)), tile_row, start, stop, seen)
     return DecodeTiles(tile_row, tile_rows, items, at)

@@ -1,7 +1,8 @@
 """Mixed attention on the CPU: tiles of query rows over runs of the slot table.
 
-A prompt of which nothing is reused is one call of torch's own attention instead: then its numbers
-are those of transformers to the bit, which in bfloat16 decides one token in fifty.
+A prompt of which nothing is reused, and of which no window hides anything, is one call of torch's
+own attention instead: then its numbers are those of transformers to the bit, which in bfloat16
+decides one token in fifty.
 """
 
 from __future__ import annotations
@@ -56,7 +57,12 @@ class WholePrompt:
     slots: Index  # in order of positions
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, turn: Rotation | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        turn: Rotation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `CpuTiles.attend`; nothing is turned."""
         del turn

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from semshare_kernels.key_table import Index, KeyTable
-from semshare_kernels.rotary.rotation import Rotation
-from semshare_kernels.tiles.program import Items
+from semshare_kernels.tiles.program import Items, RunnableTiles
 
 # A shift that fewer keys share gets no set of turned queries: its keys are turned on load. Nor does
 # one whose set would be larger than half of its keys and values.
 MIN_KEYS_A_SHIFT = 64
-
-
-class RunnableTiles(Protocol):
-    """A tile program on the device that runs it."""
-
-    def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, turn: Rotation | None
-    ) -> tuple[Tensor, Tensor]:
-        """out `[n_rows, heads, d]` in the queries' dtype, lse `[n_rows, heads]` float32."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,9 +21,6 @@ class Segment:
     start: int
     stop: int
     query: int  # which set of rotated queries they take
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +137,7 @@ def _items(
     low = np.zeros_like(high)
     if window is not None:
         low = np.searchsorted(positions, first - window, side="right")
-        hides = np.searchsorted(positions, last - window, side="right") > 0
+        hides = np.searchsorted(positions, last - window, side="right") > low
         seen = np.where(hides, low, seen)
     tile = np.flatnonzero(low < high)
     return Items(

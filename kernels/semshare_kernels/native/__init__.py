@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
-        _logger.info("no C compiler: re-alignment and token matching run in torch and NumPy")
+        _logger.info("no C compiler: attention, re-alignment and matching run in torch and NumPy")
         return None
     try:
         return _declared(ctypes.CDLL(str(_built(compiler))))

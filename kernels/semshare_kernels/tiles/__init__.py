@@ -1,1 +1,1 @@
-"""Attention in tiles on a GPU: the program of what each tile reads, and the kernel that runs it."""
+"""Attention in tiles: the program of what each tile reads, and what runs it on each device."""

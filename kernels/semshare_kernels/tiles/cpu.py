@@ -38,12 +38,14 @@ def runs_in_torch(shape: AttentionShape) -> bool:
     Where there is no compiled loop for them, and where torch multiplies in AMX: in 16 bits that has
     16 times the rate of the float32 products that the loop makes.
     """
-    return not native.attends(shape) or (shape.dtype.itemsize == 2 and _has_amx())
+    return not native.attends(shape) or multiplies_in_amx(shape.dtype)
 
 
 @cache
-def _has_amx() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+def multiplies_in_amx(dtype: torch.dtype) -> bool:
+    """Whether the CPU has matrix instructions for this type."""
+    name = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}.get(dtype)
+    return name is not None and bool(torch.cpu.get_capabilities().get(name))
 
 
 def rows_a_tile(shape: AttentionShape) -> int:

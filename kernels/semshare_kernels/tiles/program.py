@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from semshare_kernels.key_table import Index
+from semshare_kernels.rotary.rotation import Rotation
 
 NO_WINDOW = 1 << 62  # a sliding window longer than any sequence
+
+
+class RunnableTiles(Protocol):
+    """A tile program on the device that runs it."""
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        turn: Rotation | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """out `[n_rows, heads, d]` in the queries' dtype, lse `[n_rows, heads]` float32."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
