@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -235,3 +236,20 @@ def test_a_prompt_of_which_nothing_is_reused_is_one_call(window: int | None) -> 
     reach = case.q_pos[-1] - case.q_pos[0]
     assert isinstance(plan.tiles, WholePrompt) == (window is None or reach < window)
     assert_right(case, plan)
+
+
+@pytest.mark.parametrize("run_by", [nullcontext, in_torch])
+def test_a_pool_may_have_more_elements_than_32_bits_count(
+    run_by: Callable[[], AbstractContextManager[None]],
+) -> None:
+    case = mixed_case(1, n=40, heads=(1, 2), head_dim=64, dtype=torch.bfloat16)
+    moved_by = 2**31 // 64 + 10  # slots; memory that nobody touches costs nothing
+    pools = []
+    for small in (case.keys, case.values):
+        large = torch.empty((moved_by + len(small), 1, 64), dtype=small.dtype)
+        large[moved_by:] = small
+        pools.append(large)
+    table = replace(case.keys_of, slots=case.keys_of.slots + moved_by)
+    with run_by():
+        far = replace(case, keys_of=table, keys=pools[0], values=pools[1])
+        assert_right(far, plan_on_cpu(far))
