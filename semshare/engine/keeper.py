@@ -64,7 +64,7 @@ class Keeper:
         key = (namespace, ids.tobytes())
         if key in self._taken:
             self._taken.discard(key)
-            self.add_pending(namespace, ids)
+            self._pending[key] = ids  # it had its place, however many have come meanwhile
 
     def add_pending(self, namespace: str, ids: Ids) -> bool:
         """Let a prompt wait to be computed in full, unless too many wait already."""
