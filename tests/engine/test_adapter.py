@@ -49,6 +49,13 @@ def test_full_prefill_has_the_logits_of_transformers(family: str) -> None:
     assert float((got - expected).abs().max()) <= LIMIT
 
 
+def test_a_full_prefill_in_bfloat16_has_the_bits_of_transformers() -> None:
+    """Its attention is one call, as theirs: other batch shapes alone would round otherwise."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    got = logits_in_chunks(ModelAdapter(model), IDS, [])
+    assert torch.equal(got, transformers_logits(model, IDS))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @examples(6)
 @given(cuts=st.lists(st.integers(1, LENGTH - 1), min_size=1, max_size=6))
