@@ -1,4 +1,4 @@
-"""What each tile of the Triton kernel `attend_tiles` walks over. Pure index arithmetic."""
+"""What each tile of `attend_tiles` walks over, in Triton and in C. Pure index arithmetic."""
 
 from __future__ import annotations
 
