@@ -12,11 +12,10 @@ import torch
 
 from semshare.config import DEFAULT_NAMESPACE, EngineConfig, ReusePolicy
 from semshare.donors.embedders import Embedder
-from semshare.engine.decode import Decoding
+from semshare.engine.generation import Request
 from semshare.engine.loading import choose_dtype, load_model
-from semshare.engine.sampling import Sampler, SamplingParams
-from semshare.engine.served import Stopwatch
-from semshare.engine.text import TextAssembler
+from semshare.engine.sampling import SamplingParams
+from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import InvalidRequest, PromptTooLong
 from semshare.fidelity import kl, top1_agreement
 from semshare.planning.monitor import modes_down_from
@@ -128,9 +127,17 @@ class SemShare:
             PoolExhausted: no room, and nothing left to evict.
 
         """
-        ids = self._session.encoder.prompt_ids(prompt)
-        with self._session.computed(ids, namespace) as (served, history), self._lock:
-            return self._session.keeper.keep_donor(served, namespace, history, pinned=pinned)
+        session = self._session
+        request = self._in_full(session.encoder.prompt_ids(prompt), namespace)
+        with session.served(request, Stopwatch()) as served:
+            history = session.first_history(served)
+            with self._lock:
+                return session.keeper.keep_donor(served, served.sequence, history, pinned=pinned)
+
+    def _in_full(self, ids: Ids, namespace: str) -> Request:
+        """To compute a prompt so that it may become a donor, with an answer for its history."""
+        room = self.config.history_tokens
+        return Request(ids, ReusePolicy(mode="prefix"), namespace, max_tokens=room)
 
     def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""
@@ -175,8 +182,10 @@ class SemShare:
                 break
             namespace, ids = waiting
             try:
-                with self._session.computed(ids, namespace) as (served, history), self._lock:
-                    donor = keeper.keep_pending(served, namespace, history)
+                with self._session.served(self._in_full(ids, namespace), Stopwatch()) as served:
+                    history = self._session.first_history(served)
+                    with self._lock:
+                        donor = keeper.keep_pending(served, history)
             except BaseException:
                 with self._lock:
                     keeper.return_pending(namespace, ids)
@@ -253,14 +262,18 @@ class SemShare:
             raise InvalidRequest(
                 f"max_tokens is {max_tokens!r}: it must be a whole number, at least 1"
             )
-        sampler = Sampler(SamplingParams(temperature, top_p, top_k, seed))
+        sampling = SamplingParams(temperature, top_p, top_k, seed)
         ids = self._session.encoder.prompt_ids(prompt)
+        request = Request(
+            ids,
+            _checked(policy),
+            namespace,
+            max_tokens=min(max_tokens, self.max_context - len(ids)),
+            sampling=sampling,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        )
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
-        room = min(max_tokens, self.max_context - len(ids))
-        stops = [stop] if isinstance(stop, str) else stop or ()
-        text = TextAssembler(self._session.encoder.decode, stops)
-        decoding = Decoding(self._session.executor, sampler, text, self._session.eos, room)
-        return self._session.answer(ids, decoding, _checked(policy), namespace, watch)
+        return self._session.stream(request, watch)
 
     def score(
         self,
@@ -285,21 +298,19 @@ class SemShare:
         if len(ids) + len(target) > self.max_context:
             raise PromptTooLong(len(ids) + len(target), self.max_context)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
-        with self._lock, torch.inference_mode():
-            served = self._session.serve(ids, policy, namespace, len(target), watch)
-            try:
-                watch.first_token()
-                logits = served.logits
+        session = self._session
+        with session.served(Request(ids, policy, namespace, len(target)), watch) as served:
+            watch.first_token()
+            logits = served.logits
+            with self._lock, torch.inference_mode():
                 if len(target) > 1:
                     positions = served.sequence.append(len(target) - 1)
-                    rest = self._session.executor.forward(
+                    rest = session.executor.forward(
                         served.sequence, target[:-1], positions, all_logits=True
                     )
                     logits = torch.cat((logits, rest.logits))
                 computed = np.concatenate((ids, target[:-1]))
-                self._session.keep(served, computed, policy, namespace)
-            finally:
-                self._session.end(served)
+                session.keep(served, computed, served.sequence, policy)
         at = torch.from_numpy(target.astype(np.int64)).to(logits.device)
         logprobs = torch.log_softmax(logits, dim=-1).gather(1, at[:, None])[:, 0]
         return Score(target.tolist(), logprobs, logits, served.provenance, watch.timings())

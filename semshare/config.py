@@ -16,8 +16,11 @@ SelectionName = Literal[
     "none", "deviation", "first_k", "tail", "query_attention", "donor_history", "random"
 ]
 
+RepairName = Literal["off", "idle", "eager"]
+
 REUSE_MODES: tuple[str, ...] = get_args(ReuseMode)
 SELECTION_NAMES: tuple[str, ...] = get_args(SelectionName)
+REPAIR_NAMES: tuple[str, ...] = get_args(RepairName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,9 @@ class ReusePolicy:
                     are reused only where the donor has them after the same token.
     max_divergence: KL in nats; reuse steps down (semantic → span → prefix) in this namespace
                     while the divergence measured by `SemShare.verify` is above it. None: never.
+    repair:         compute reused tokens exactly while the answer is decoded, so that the rest of
+                    it no longer depends on other prompts: `eager` beside every step, `idle` only
+                    while no other request is there, `off` never.
     remember:       keep the prompt as a donor once it has been computed in full.
     seed:           for the `random` selection.
     """
@@ -63,12 +69,14 @@ class ReusePolicy:
     head_tokens: int = 32
     fact_guard: bool = True
     max_divergence: float | None = None
+    repair: RepairName = "off"
     remember: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require_choice("mode", self.mode, REUSE_MODES)
         _require_choice("selection", self.selection, SELECTION_NAMES)
+        _require_choice("repair", self.repair, REPAIR_NAMES)
         _require_range("recompute", self.recompute, 0.0, 1.0)
         _require_range("min_similarity", self.min_similarity, 0.0, 1.0)
         _require_range("min_span", self.min_span, 1, 1 << 20)
@@ -108,6 +116,10 @@ class EngineConfig:
     history_tokens:    answer tokens decoded when a donor is remembered, whose attention to the
                        donor's tokens guides the `donor_history` selection. 0: none.
     max_donors_tried:  donors compared token by token with a target in `semantic` mode.
+    prefill_rows:      most rows of new prompts that are computed in a step in which others are
+                       answered. More of them: sooner first tokens, longer pauses of the others.
+    repair_rows:       most reused tokens that are computed exactly in a step (`ReusePolicy.repair`).
+    max_answers:       answers that are decoded at a time; other requests wait.
     embedder:          makes the prompt vectors by which similar donors are found: `model` pools the
                        model's own token embeddings; `sentence` runs all-MiniLM-L6-v2 (extra `st`),
                        which is slower and wants another `min_similarity`.
@@ -117,6 +129,9 @@ class EngineConfig:
     page_size: int = 16
     history_tokens: int = 40
     max_donors_tried: int = 3
+    prefill_rows: int = 256
+    repair_rows: int = 32
+    max_answers: int = 64
     embedder: Literal["model", "sentence"] = "model"
 
     def __post_init__(self) -> None:
@@ -125,6 +140,9 @@ class EngineConfig:
             ("page_size", 1, 4096),
             ("history_tokens", 0, 4096),
             ("max_donors_tried", 1, 64),
+            ("prefill_rows", 1, 1 << 20),
+            ("repair_rows", 1, 1 << 20),
+            ("max_answers", 1, 4096),
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:

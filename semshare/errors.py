@@ -8,6 +8,8 @@ SemShareError
 ├── UnsupportedModel        a model family or RoPE variant the adapter can't run exactly
 ├── ModelNotAvailable       weights, tokenizer or an optional package are missing
 ├── PoolExhausted           the KV byte budget is full of what is in use or pinned
+├── DeadlineExceeded        a request's time was over before its first token
+├── Interrupted             the thread that computed for several requests was broken off
 └── BenchmarkRefused        a benchmark whose correctness check failed, so no speed is reported
 
 Every message names the value, the limit and the way out.
@@ -67,6 +69,34 @@ class PoolExhausted(SemShareError):
 
     def __reduce__(self) -> tuple[type[PoolExhausted], tuple[int, int, int]]:
         return type(self), self._numbers
+
+
+class DeadlineExceeded(SemShareError, TimeoutError):
+    """The request's time was over before its first token."""
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(
+            f"no token after {waited_s:.1f} s, when the request's deadline_s was over: allow more "
+            "time, shorten the prompt, or send it when fewer requests wait"
+        )
+        self.waited_s = waited_s
+
+    def __reduce__(self) -> tuple[type[DeadlineExceeded], tuple[float]]:
+        return type(self), (self.waited_s,)
+
+
+class Interrupted(SemShareError):
+    """The thread that computed a step for several requests was broken off in the middle of it."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(
+            f"{type(cause).__name__} broke off a step in which this request was computed too: "
+            "send it again"
+        )
+        self._cause = cause
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[BaseException]]:
+        return type(self), (self._cause,)
 
 
 class BenchmarkRefused(SemShareError):

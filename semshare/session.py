@@ -8,11 +8,11 @@ decided. Whatever fails on the way to a mixed prefill, the prompt is computed in
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -22,20 +22,28 @@ from semshare.donors.embedders import Embedder, ModelEmbedder, SentenceEmbedder
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.adapter import ModelAdapter
-from semshare.engine.decode import Decoding
-from semshare.engine.executor import AttentionRecord, Executor
+from semshare.engine.admission import Admission
+from semshare.engine.continuation import Continuation
+from semshare.engine.executor import Executor
 from semshare.engine.failures import log_failure
+from semshare.engine.fair_lock import FairLock
+from semshare.engine.generation import Generation, Request
 from semshare.engine.keeper import Keeper
-from semshare.engine.prefill import prefill
+from semshare.engine.prefill import Prefill
 from semshare.engine.prompts import PromptEncoder, TokenTexts, eos_ids
+from semshare.engine.rows import AttentionRecord
 from semshare.engine.sampling import Sampler, SamplingParams
-from semshare.engine.served import Served, Stopwatch, provenance_of
+from semshare.engine.scheduler import Scheduler
+from semshare.engine.served import Planned, Served
+from semshare.engine.stopwatch import Stopwatch
 from semshare.engine.text import TextAssembler
+from semshare.errors import PoolExhausted
 from semshare.kv.pool import KVPool
+from semshare.kv.sequence import KVSequence
 from semshare.planning.monitor import DivergenceMonitor
 from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
-from semshare.types import Answer, DonorInfo, Ids, RememberState, Scores, TextDelta
+from semshare.types import Answer, DonorInfo, Ids, RememberState, ReusePlan, Scores, TextDelta
 
 
 class Session:
@@ -85,64 +93,60 @@ class Session:
         self.eos = eos_ids(hf_model, tokenizer)
         self.keeper = Keeper(self.library, lsh, token_texts)
         self.counters: Counter[str] = Counter()
-        self._serving: list[Served] = []  # prefilled and not ended
-        self.lock = threading.RLock()
+        self._serving: WeakSet[Served] = WeakSet()  # whose KV may be kept yet
+        self.lock = FairLock()
+        self.scheduler = Scheduler(
+            self.executor,
+            self,
+            Admission(self.cached_tokens, self.pool.page_size),
+            prefill_rows=config.prefill_rows,
+            repair_rows=config.repair_rows,
+            max_answers=config.max_answers,
+        )
 
-    def serve(
-        self,
-        ids: Ids,
-        policy: ReusePolicy,
-        namespace: str,
-        room: int,
-        watch: Stopwatch | None = None,
+    def begin(
+        self, request: Request, watch: Stopwatch, *, in_full_if_short: bool = True
     ) -> Served:
-        """From ids to a prefilled sequence and the logits of its last token.
+        """From ids to a plan, with the slots that it takes. Nothing is computed yet.
 
         Args:
-            ids: `[n]` of the prompt.
-            policy: the request's.
-            namespace: whose donors may be used.
-            room: most tokens of the answer.
+            request: the prompt, and whose donors may be used how.
             watch: counts the stages.
+            in_full_if_short: see `Served`.
 
         Raises:
             PoolExhausted: no KV slots, and nothing left to evict.
 
         """
-        watch = watch or Stopwatch()
-        mode = self.monitor.mode_for(policy, namespace)
-        policy = policy.with_mode(mode)
-        self.counters["requests"] += 1
-        fallback = None
-        run = None
-        first_look = 0
-        if mode != "off":
-            try:
-                draft = self.draft(ids, policy, namespace, watch)
-                attention, first_look = self._query_attention(draft, watch)
-                with watch.measure("plan"):
-                    plan = self.planner.finish(draft, query_attention=attention)
-                run = prefill(self.executor, plan, watch, room=room)
-                self.library.touch(namespace, {*plan.donors, *draft.found.prefix_owners})
-            except Exception as error:  # reuse may cost speed, never an answer
-                fallback = f"{watch.stage}: {type(error).__name__}"
-                self.counters[f"fallback:{watch.stage}"] += 1
-                log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
-        if run is None:
-            run = prefill(self.executor, full_plan(ids), watch, room=room)
         served = Served(
-            plan=run.plan,
-            sequence=run.sequence,
-            logits=run.logits,
-            provenance=provenance_of(
-                run, first_look + run.rows_computed, self.model.n_layers, mode, fallback
-            ),
-            namespace=namespace,
+            self.executor,
+            self.plan(request.ids, request.policy, request.namespace, watch),
+            request.namespace,
+            watch,
+            room=request.room,
+            in_full_if_short=in_full_if_short,
+            on_fallback=lambda stage: self.counters.update([f"fallback:{stage}"]),
         )
-        self._serving.append(served)
-        for source, tokens in served.provenance.counts.items():
-            self.counters[f"tokens:{source}"] += tokens
+        self._serving.add(served)
         return served
+
+    def plan(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Planned:
+        """Find donors → align → guard → plan; what fails on the way is computed in full."""
+        mode = self.monitor.mode_for(policy, namespace)
+        if mode == "off":
+            return Planned(full_plan(ids), mode)
+        try:
+            draft = self.draft(ids, policy.with_mode(mode), namespace, watch)
+            attention, first_look = self._query_attention(draft, watch)
+            with watch.measure("plan"):
+                plan = self.planner.finish(draft, query_attention=attention)
+            return Planned(plan, mode, draft.found.prefix_owners, first_look)
+        except Exception as error:  # reuse may cost speed, never an answer
+            self.counters[f"fallback:{watch.stage}"] += 1
+            log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
+            return Planned(
+                full_plan(ids), mode, fallback=f"{watch.stage}: {type(error).__name__}"
+            )
 
     def draft(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Draft:
         """Find donors → align → guard. Touches no model."""
@@ -164,91 +168,187 @@ class Session:
         if plan is None:
             return None, 0
         record = AttentionRecord(first_position=len(draft.ids) - draft.policy.tail_tokens)
-        run = prefill(self.executor, plan, watch, room=0, record=record)
-        run.sequence.release()
-        return record.upto(len(draft.ids)), run.rows_computed
+        look = Prefill(self.executor, plan, watch, room=0, record=record)
+        look.run(watch)
+        look.sequence.release()
+        return record.upto(len(draft.ids)), look.rows_computed
 
-    def answer(
-        self,
-        ids: Ids,
-        decoding: Decoding,
-        policy: ReusePolicy,
-        namespace: str,
-        watch: Stopwatch,
-    ) -> Generator[TextDelta]:
-        """Serve, decode, and keep what may be kept."""
-        with self.lock, torch.inference_mode():
-            served = self.serve(ids, policy, namespace, decoding.max_tokens, watch)
+    def prefilled(self, served: Served) -> None:
+        """A prompt's KV is there: others may begin with it, if it is exact."""
+        for source, tokens in served.provenance.counts.items():
+            self.counters[f"tokens:{source}"] += tokens
+        self.library.touch(served.namespace, served.planned.donors)
+        self._cache(served, served.ids, served.sequence)
+
+    def cached_tokens(self, ids: Ids, namespace: str) -> int:
+        """Tokens of the longest exact prefix that is cached."""
+        space = self.library.find(namespace)
+        return space.prefixes.match(ids, limit=len(ids) - 1).tokens if space else 0
+
+    def exact_plan(self, ids: Ids, namespace: str) -> ReusePlan:
+        """A plan that reuses exact prefixes only."""
+        return self.planner.finish(
+            self.draft(ids, ReusePolicy(mode="prefix"), namespace, Stopwatch())
+        )
+
+    # ------------------------------------------------------- what is asked for
+
+    def stream(self, request: Request, watch: Stopwatch) -> Generator[TextDelta]:
+        """Pieces of the answers as they come, the last with the whole; closing it frees all.
+
+        Whoever waits for a piece runs the next step, for all requests.
+        """
+        with self.lock:
+            self.counters["requests"] += 1
+            generation = self.scheduler.submit(request, watch)
         try:
-            if policy.remember and served.provenance.exact:
-                decoding.record = AttentionRecord()
-            yield from decoding.run(served, self.lock, watch)
-            computed = np.concatenate((ids, np.asarray(decoding.tokens[:-1], dtype=np.int32)))
-            remembered, donor = self.keep(served, computed, policy, namespace, decoding.record)
+            while True:
+                while generation.outbox:
+                    yield generation.outbox.popleft()
+                if generation.ended:
+                    break
+                with self.lock, torch.inference_mode():
+                    if not generation.outbox and not generation.ended:
+                        self._step()
+            if generation.error is not None:
+                raise generation.error
         finally:
-            self.end(served)
-        answer = Answer(
-            text=decoding.text.text,
-            token_ids=decoding.tokens,
-            prompt_tokens=len(ids),
-            finish_reason=decoding.finish_reason,
+            if not generation.ended:
+                with self.lock:
+                    self.scheduler.drop(generation)
+
+    def _step(self) -> None:
+        try:
+            self.scheduler.step()
+        except BaseException as error:  # an interrupt, anywhere in the middle of a step
+            self.scheduler.abandon(error)
+            raise
+
+    def continuation(
+        self, generation: Generation, index: int, sequence: KVSequence
+    ) -> Continuation:
+        """A new answer of a prefilled prompt."""
+        request = generation.request
+        keeps_history = request.policy.remember and index == 0
+        return Continuation(
+            sequence,
+            Sampler(request.sampling.for_continuation(index)),
+            TextAssembler(self.encoder.decode, request.stop),
+            self.eos,
+            request.max_tokens,
+            emit=generation.outbox.append,
+            index=index,
+            record=AttentionRecord() if keeps_history else None,
+        )
+
+    def repaired(self, served: Served, sequence: KVSequence) -> None:
+        """A mixed prompt has been computed exactly meanwhile: others may begin with that."""
+        served.repaired = True
+        self._cache(served, served.ids, sequence)
+
+    def answer(self, generation: Generation) -> Answer:
+        """The whole answer; what may be kept of its KV is kept."""
+        request, served, first = generation.request, generation.prompt, generation.continuations[0]
+        sequence, computed = served.sequence, served.ids
+        if generation.repair is not None:
+            sequence = generation.repair.sequence
+        elif request.n == 1 and served.plan.is_exact:
+            answered = np.asarray(first.tokens[: first.computed], dtype=np.int32)
+            sequence, computed = first.sequence, np.concatenate((served.ids, answered))
+        remembered, donor = self.keep(served, computed, sequence, request.policy, first.record)
+        return Answer(
+            text=first.text.text,
+            token_ids=first.tokens,
+            prompt_tokens=len(request.ids),
+            finish_reason=first.finish_reason or "length",
             provenance=served.provenance,
-            timings=watch.timings(),
+            timings=generation.watch.timings(),
             remembered=remembered,
             donor=donor,
         )
-        yield TextDelta("", [], answer)
 
     def keep(
         self,
         served: Served,
         computed: Ids,
+        sequence: KVSequence,
         policy: ReusePolicy,
-        namespace: str,
         record: AttentionRecord | None = None,
     ) -> tuple[RememberState, DonorInfo | None]:
-        """Let exact KV stay. The answer is there already; failing here must not take it away."""
+        """Let exact KV stay. The answer is there already; failing here must not take it away.
+
+        Args:
+            served: the request.
+            computed: the tokens whose KV is in `sequence`, the prompt first.
+            sequence: exact if the request is.
+            policy: says whether to remember the prompt.
+            record: the attention that the answer's tokens paid.
+
+        """
         try:
-            with self.lock, torch.inference_mode():
-                if served.forgotten:
-                    return "no", None
-                self.keeper.cache_prefix(served, computed, namespace)
-                return self.keeper.remember_target(served, policy, namespace, record)
+            if served.forgotten:
+                return "no", None
+            self._cache(served, computed, sequence)
+            return self.keeper.remember_target(served, sequence, policy, record)
         except Exception as error:
             self.counters["not_kept"] += 1
             log_failure("an answered prompt could not be kept", error)
             return "no", None
 
+    def _cache(self, served: Served, computed: Ids, sequence: KVSequence) -> None:
+        if not served.forgotten:
+            self.keeper.cache_prefix(served, computed, sequence)
+
     @contextmanager
-    def computed(self, ids: Ids, namespace: str) -> Iterator[tuple[Served, Scores]]:
-        """A prompt computed in full, and the attention that its first answer paid to it.
+    def served(self, request: Request, watch: Stopwatch) -> Iterator[Served]:
+        """A prompt prefilled outside of the steps, in chunks where others are being answered.
 
         Its KV is held until the block ends.
         """
-        policy = ReusePolicy(mode="prefix")
-        with self.lock, torch.inference_mode():
-            served = self.serve(ids, policy, namespace, room=self.config.history_tokens)
+        with self.lock:
+            self.counters["requests"] += 1
+            served = self.begin(request, watch)
         try:
-            yield served, self._first_history(served)
+            while not served.prefilled:
+                with self.lock, torch.inference_mode(), watch.measure("prefill"):
+                    rows = served.next_rows(self.scheduler.rows_outside())
+                    try:
+                        (result,) = self.executor.run([rows])
+                        served.took(rows, result)
+                    except Exception as error:
+                        served.failed(error)
+            with self.lock:
+                self.prefilled(served)
+            yield served
         finally:
-            self.end(served)
+            with self.lock:
+                served.release()
+                self._serving.discard(served)
 
-    def _first_history(self, served: Served) -> Scores:
-        """Attention that a greedy answer pays to each prompt token, `[n]`."""
+    def first_history(self, served: Served) -> Scores:
+        """Attention `[n]` that a greedy answer pays to each token of a prefilled prompt."""
         record = AttentionRecord()
         room = self.model.max_context - served.sequence.length
         if self.config.history_tokens:
-            decoding = Decoding(
-                self.executor,
+            answer = Continuation(
+                served.sequence,
                 Sampler(SamplingParams()),
                 TextAssembler(self.encoder.decode, ()),
                 self.eos,
-                max_tokens=min(self.config.history_tokens, room) + 1,  # the last is not computed
+                min(self.config.history_tokens, room) + 1,  # the last is not computed
+                emit=lambda _: None,
                 record=record,
             )
-            for _ in decoding.run(served, self.lock, Stopwatch()):
-                pass
-        return record.upto(len(served.plan.ids))
+            answer.take(served.logits[-1])
+            while not answer.ended:
+                with self.lock, torch.inference_mode():
+                    try:
+                        rows = answer.next_rows(1)
+                    except PoolExhausted:
+                        break  # some history is better than none
+                    (result,) = self.executor.run([rows])
+                    answer.took(rows, result.logits)
+        return record.upto(len(served.ids))
 
     def forget_all(self, namespace: str | None) -> None:
         """Drop all that is kept of a namespace's prompts, or of all; what is served now too."""
@@ -259,10 +359,3 @@ class Session:
             self.monitor.reset(namespace)
             for served in self._serving:
                 served.forgotten |= namespace in (None, served.namespace)
-
-    def end(self, served: Served) -> None:
-        """Give back what a request held."""
-        with self.lock:
-            served.sequence.release()
-            if served in self._serving:
-                self._serving.remove(served)

@@ -175,6 +175,7 @@ class Provenance:
     exact: bool  # no approximate KV was used
     mode: str  # the mode that was in force, after any step-down
     fallback: str | None = None  # why the request was computed in full after all, if it was
+    repaired_after: int | None = None  # answer tokens given when all KV had been made exact
 
     @property
     def counts(self) -> dict[str, int]:

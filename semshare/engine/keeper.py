@@ -11,9 +11,10 @@ import numpy as np
 from semshare.config import ReusePolicy
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
-from semshare.engine.executor import AttentionRecord
 from semshare.engine.prompts import TokenTexts
+from semshare.engine.rows import AttentionRecord
 from semshare.engine.served import Served
+from semshare.kv.sequence import KVSequence
 from semshare.planning.guard import mark_facts
 from semshare.types import DonorInfo, Ids, RememberState, Scores
 
@@ -50,12 +51,12 @@ class Keeper:
             return key[0], self._pending.pop(key)
         return None
 
-    def keep_pending(self, served: Served, namespace: str, history: Scores) -> DonorInfo | None:
+    def keep_pending(self, served: Served, history: Scores) -> DonorInfo | None:
         """Make a prompt that was taken a donor, unless it was dropped while it was computed."""
-        key = (namespace, served.plan.ids.tobytes())
+        key = (served.namespace, served.ids.tobytes())
         if key not in self._taken:
             return None
-        donor = self.keep_donor(served, namespace, history, pinned=False)
+        donor = self.keep_donor(served, served.sequence, history, pinned=False)
         self._taken.discard(key)
         return donor
 
@@ -80,32 +81,40 @@ class Keeper:
             del self._pending[key]
         self._taken = {key for key in self._taken if namespace not in (None, key[0])}
 
-    def cache_prefix(self, served: Served, ids: Ids, namespace: str) -> None:
-        """Let a finished sequence serve later prefix hits, if all of it is exact.
+    def cache_prefix(self, served: Served, ids: Ids, sequence: KVSequence) -> None:
+        """Let a sequence serve later prefix hits, if all of it is exact.
 
         Args:
             served: the request.
             ids: the tokens of its sequence whose KV has been computed.
-            namespace: of the request.
+            sequence: their KV.
 
         """
-        if served.provenance.exact and served.provenance.mode != "off":
-            self._library.cache_prefix(namespace, ids, served.exact_pages)
+        if served.exact and served.planned.mode != "off":
+            self._library.cache_prefix(served.namespace, ids, sequence.pages_in_order(len(ids)))
 
     def keep_donor(
-        self, served: Served, namespace: str, history: Scores, *, pinned: bool
+        self, served: Served, sequence: KVSequence, history: Scores, *, pinned: bool
     ) -> DonorInfo:
-        """Make the prompt a donor, with the attention `[n]` that answers paid to its tokens."""
-        if not served.provenance.exact:
+        """Make the prompt a donor.
+
+        Args:
+            served: the request, all of whose KV is exact.
+            sequence: begins with the prompt.
+            history: `[n]` attention that answers paid to its tokens.
+            pinned: never evicted.
+
+        """
+        if not served.exact:
             raise AssertionError("approximate KV can't become a donor")
-        ids = served.plan.ids
+        ids, namespace = served.ids, served.namespace
         known = self._library.renew(namespace, ids, history=history, pinned=pinned)
         if known is not None:
             return known.info
         donor = self._library.add(
             namespace,
             ids,
-            served.exact_pages,
+            sequence.pages_in_order(len(ids)),
             codes=self._lsh.encode(ids, np.arange(len(ids))),
             history=history,
             marks=mark_facts(ids, self._texts),
@@ -114,13 +123,17 @@ class Keeper:
         return donor.info
 
     def remember_target(
-        self, served: Served, policy: ReusePolicy, namespace: str, record: AttentionRecord | None
+        self,
+        served: Served,
+        sequence: KVSequence,
+        policy: ReusePolicy,
+        record: AttentionRecord | None,
     ) -> tuple[RememberState, DonorInfo | None]:
         """Do what the policy says about remembering an answered prompt."""
-        ids = served.plan.ids
+        ids = served.ids
         if not policy.remember:
             return "no", None
-        if not served.provenance.exact:
-            return ("pending" if self.add_pending(namespace, ids) else "no"), None
+        if not served.exact:
+            return ("pending" if self.add_pending(served.namespace, ids) else "no"), None
         history = record.upto(len(ids)) if record is not None else np.empty(0, np.float32)
-        return "done", self.keep_donor(served, namespace, history, pinned=False)
+        return "done", self.keep_donor(served, sequence, history, pinned=False)

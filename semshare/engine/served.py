@@ -1,117 +1,211 @@
-"""One request between prefill and its end, and the clock of its stages."""
+"""One prompt from its plan to the end of its answer."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import Tensor
 
 from semshare.config import ReuseMode
-from semshare.kv.pool import Pages
+from semshare.engine.executor import Executor, ForwardResult
+from semshare.engine.failures import log_failure
+from semshare.engine.prefill import Prefill, Prefilled
+from semshare.engine.rows import PromptRows
+from semshare.engine.stopwatch import Stopwatch
+from semshare.errors import PoolExhausted
 from semshare.kv.sequence import KVSequence
-from semshare.types import Provenance, ReusePlan, Timings
-
-# Stage → the field of `Timings` that it counts towards.
-_FIELD = {
-    "find_donors": "lookup_s",
-    "align": "lookup_s",
-    "guard": "plan_s",
-    "plan": "plan_s",
-    "load": "load_s",
-    "prefill": "prefill_s",
-}
-
-
-class Stopwatch:
-    """Seconds by stage, and which stage was last entered.
-
-    Args:
-        started: `time.perf_counter()` when the request came; now if None.
-        tokenize_s: seconds already spent on tokenizing.
-
-    """
-
-    def __init__(self, started: float | None = None, *, tokenize_s: float = 0.0) -> None:
-        self._started = time.perf_counter() if started is None else started
-        self._seconds = dict.fromkeys(_FIELD.values(), 0.0)
-        self._tokenize_s = tokenize_s
-        self._first_token: float | None = None
-        self.stage = "start"
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Count the block's time towards `stage`."""
-        self.stage = stage
-        entered = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[_FIELD[stage]] += time.perf_counter() - entered
-
-    def first_token(self) -> None:
-        """The first token is there; later calls change nothing."""
-        if self._first_token is None:
-            self._first_token = time.perf_counter()
-
-    def timings(self) -> Timings:
-        """All of it; decoding is what came after the first token."""
-        now = time.perf_counter()
-        first = now if self._first_token is None else self._first_token
-        return Timings(
-            tokenize_s=self._tokenize_s,
-            ttft_s=first - self._started,
-            decode_s=now - first,
-            **self._seconds,
-        )
+from semshare.planning.plan import full_plan, shared_plan
+from semshare.types import Ids, Provenance, ReusePlan
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillRun:
-    """A plan that was executed."""
+class Planned:
+    """What the stages before the prefill decided for a prompt."""
 
     plan: ReusePlan
-    sequence: KVSequence
-    logits: Tensor  # [1, vocab] float32, of the prompt's last token
-    rows_computed: int  # (row, layer) pairs
-
-
-@dataclass(slots=True, eq=False)
-class Served:
-    """A prefilled prompt, ready to be answered."""
-
-    plan: ReusePlan
-    sequence: KVSequence
-    logits: Tensor  # [1, vocab] float32, of the prompt's last token
-    provenance: Provenance
-    namespace: str
-    forgotten: bool = False  # its namespace was cleared while it was answered: nothing may stay
+    mode: ReuseMode  # in force, after any step-down
+    prefix_owners: tuple[str, ...] = ()  # all donors whose ids the prefix goes through
+    first_look: int = 0  # (row, layer) pairs that ran before the plan was made
+    fallback: str | None = None  # why everything is computed after all, if it is
 
     @property
-    def exact_pages(self) -> Pages:
-        """Pages of all tokens in order; only meaningful where everything is exact."""
-        pool = self.sequence.pool
-        prefix = self.plan.slots[self.plan.slots >= 0]
-        return np.concatenate(
-            (prefix[:: pool.page_size] // pool.page_size, self.sequence.own_pages)
+    def donors(self) -> set[str]:
+        """All donors that are of use."""
+        return {*self.plan.donors, *self.prefix_owners}
+
+
+class Served:
+    """A prompt that is prefilled, then answered.
+
+    Whatever fails on the way to a mixed prefill, the prompt is computed in full.
+
+    Args:
+        executor: the model and its pool.
+        planned: what to reuse and what to compute.
+        namespace: of the request.
+        watch: counts the stages.
+        room: slots for the answer.
+        in_full_if_short: where the pool has no slots beside the reused ones, let go of them and
+            compute everything, so that the donors may be evicted.
+        on_fallback: called with the stage that failed.
+        prefilled: KV that is there already, in place of a prefill.
+
+    Raises:
+        PoolExhausted: no slots, and nothing left to evict.
+
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        planned: Planned,
+        namespace: str,
+        watch: Stopwatch,
+        *,
+        room: int,
+        in_full_if_short: bool,
+        on_fallback: Callable[[str], None],
+        prefilled: Prefilled | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.watch = watch
+        self.planned = planned
+        self.forgotten = False  # its namespace was cleared meanwhile: nothing may stay
+        self.repaired = False  # all of the prompt has been computed exactly meanwhile
+        self.repaired_after: int | None = None  # answer tokens given before that
+        self._executor = executor
+        self._room = room
+        self._on_fallback = on_fallback
+        self._rows_in_vain = 0  # (row, layer) pairs of prefills that failed
+        if prefilled is not None:
+            self._prefill: Prefill | Prefilled = prefilled
+            return
+        try:
+            self._prefill = Prefill(executor, planned.plan, watch, room=room)
+        except Exception as error:
+            short = isinstance(error, PoolExhausted)
+            if short and not (in_full_if_short and planned.plan.source.any()):
+                raise
+            self._fall_back(error)
+
+    def joined(self, watch: Stopwatch, *, room: int) -> Served:
+        """The same prompt served once more, over this one's KV, which is there.
+
+        Raises:
+            PoolExhausted: no slots, and nothing left to evict.
+
+        """
+        plan = self.plan
+        if plan.is_exact:
+            plan = shared_plan(plan.ids)
+        return Served(
+            self._executor,
+            replace(self.planned, plan=plan, first_look=0),
+            self.namespace,
+            watch,
+            room=room,
+            in_full_if_short=False,
+            on_fallback=self._on_fallback,
+            prefilled=Prefilled(self.sequence.fork(room=room), self.logits),
         )
 
+    @property
+    def plan(self) -> ReusePlan:
+        """What is executed."""
+        return self.planned.plan
 
-def provenance_of(
-    run: PrefillRun, rows_computed: int, n_layers: int, mode: ReuseMode, fallback: str | None
-) -> Provenance:
-    """What the caller is told about a prefill."""
-    plan = run.plan
-    return Provenance(
-        source=plan.source,
-        donors=plan.donors,
-        donor=plan.donor,
-        donor_position=plan.position,
-        compute_fraction=rows_computed / (len(plan.ids) * n_layers),
-        exact=plan.is_exact,
-        mode=mode,
-        fallback=fallback,
-    )
+    @property
+    def ids(self) -> Ids:
+        """`[n]` of the prompt."""
+        return self.plan.ids
+
+    @property
+    def sequence(self) -> KVSequence:
+        """Its KV."""
+        return self._prefill.sequence
+
+    @property
+    def logits(self) -> Tensor:
+        """`[1, vocab]` float32, of the prompt's last token; once it is prefilled."""
+        if self._prefill.logits is None:
+            raise AssertionError("the prompt is not prefilled yet")
+        return self._prefill.logits
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the answer can begin."""
+        return self._prefill.logits is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether all KV is that of a full prefill."""
+        return self.plan.is_exact or self.repaired
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the caller is told."""
+        plan, layers = self.plan, self._executor.adapter.n_layers
+        rows = self.planned.first_look + self._rows_in_vain + self._prefill.rows_computed
+        return Provenance(
+            source=plan.source,
+            donors=plan.donors,
+            donor=plan.donor,
+            donor_position=plan.position,
+            compute_fraction=rows / (len(plan.ids) * layers),
+            exact=plan.is_exact,
+            mode=self.planned.mode,
+            fallback=self.planned.fallback,
+            repaired_after=self.repaired_after,
+        )
+
+    @property
+    def rows_left(self) -> int:
+        """Rows to compute yet."""
+        return self._running.rows_left
+
+    def next_rows(self, most: int | None = None) -> PromptRows:
+        """Rows to compute next, at most `most`; all if None."""
+        return self._running.next_rows(most)
+
+    def took(self, rows: PromptRows, result: ForwardResult) -> None:
+        """`rows` have been computed."""
+        try:
+            self._running.took(rows, result)
+        except ArithmeticError as error:
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Computing its rows failed: begin again in full, or raise where that was tried.
+
+        Raises:
+            Exception: `error`, if everything was computed already, or there are no slots.
+
+        """
+        self.release()
+        if not self.plan.source.any():
+            raise error
+        self._rows_in_vain += self._prefill.rows_computed
+        self.watch.stage = "prefill"
+        self._fall_back(error)
+
+    def release(self) -> None:
+        """Give its slots back."""
+        self._prefill.sequence.release()
+
+    @property
+    def _running(self) -> Prefill:
+        if not isinstance(self._prefill, Prefill):
+            raise AssertionError("there is nothing left to compute")
+        return self._prefill
+
+    def _fall_back(self, error: Exception) -> None:
+        stage = self.watch.stage
+        log_failure(f"{stage} failed, the prompt is computed in full", error)
+        self._on_fallback(stage)
+        self.planned = replace(
+            self.planned,
+            plan=full_plan(self.planned.plan.ids),
+            fallback=f"{stage}: {type(error).__name__}",
+        )
+        self._prefill = Prefill(self._executor, self.plan, self.watch, room=self._room)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from semshare.errors import PoolExhausted
 from semshare.kv.pool import KVPool, Pages
 from semshare.types import ReusePlan, Slots, TokenSource
 from semshare_kernels import KeyTable, KeyTree
@@ -19,6 +20,7 @@ MIN_VIEW_TOKENS = 128
 MAX_VIEWS = 16
 # Slots for an answer are reserved in portions: few answers use all the tokens they are allowed.
 ROOM_TOKENS = 256
+_NO_SLOTS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class Layout:
     copied: NDArray[np.int64]  # of those, the ones filled from reused slots
     copied_slots: Slots  # where they are copied from
     copied_shift: NDArray[np.int64]
+
+    @classmethod
+    def of_views(cls, views: tuple[Segment, ...]) -> Layout:
+        """Everything is read in place."""
+        return cls(views, _NO_SLOTS, _NO_SLOTS, _NO_SLOTS, _NO_SLOTS)
 
 
 def lay_out(plan: ReusePlan) -> Layout:
@@ -94,9 +101,10 @@ def _length(run: tuple[int, int]) -> int:
 
 
 class KVSequence:
-    """The KV of one prompt and its answer while they are served.
+    """The KV of one prompt and its answer: a slot and a shift for each position.
 
-    Holds a reference on every page it reads; `release` gives all of them back.
+    Holds a reference on every page it reads; `release` gives all of them back. Own slots are
+    written by this sequence; the others are a donor's, or another sequence's.
 
     Args:
         pool: where all slots lie.
@@ -111,34 +119,55 @@ class KVSequence:
 
     def __init__(self, pool: KVPool, layout: Layout, shared_pages: Pages, *, room: int) -> None:
         self.pool = pool
-        self.layout = layout
+        self.length = len(layout.own) + sum(len(view) for view in layout.views)
+        self._slots = np.empty(self.length, np.int64)
+        self._shifts = np.zeros(self.length, np.int64)
+        self._is_own = np.zeros(self.length, np.bool_)
+        reserved = min(room, ROOM_TOKENS)
+        self._room = room - reserved  # slots that may be wanted yet
+        self._spare = _NO_SLOTS  # own slots of no token yet
+        self._held: list[Pages] = [shared_pages]
         pool.share(shared_pages)
         try:
-            reserved = min(room, ROOM_TOKENS)
-            pages = pool.allocate(len(layout.own) + reserved)
+            self._allocate(len(layout.own) + reserved)
         except BaseException:
-            pool.release(shared_pages)
+            self.release()
             raise
-        self._shared_pages = shared_pages
-        self._own_pages = pages
-        self._own_slots = pool.slots_of(pages)
-        self._own_positions = layout.own
-        self._room = room - reserved  # slots that may be wanted yet
-        self._released = False
+        self._slots[layout.own] = self._take(len(layout.own))
+        self._is_own[layout.own] = True
+        for view in layout.views:
+            self._slots[view.positions] = view.slots
+            self._shifts[view.positions] = view.shift
+        self._prompt_runs: tuple[Segment, ...] | None = None  # of the first `_prompt_length` tokens
+        self._prompt_length = self.length
 
-    @property
-    def own_pages(self) -> Pages:
-        """Pages with this sequence's own tokens, in order."""
-        return self._own_pages
+    def fork(self, *, room: int) -> KVSequence:
+        """Another sequence that goes on from this one's tokens, reading them where they lie.
 
-    @property
-    def length(self) -> int:
-        """Tokens in the sequence, own and shared."""
-        return len(self._own_positions) + sum(len(view) for view in self.layout.views)
+        Raises:
+            PoolExhausted: nothing was taken then.
+
+        """
+        views = tuple(self.segments)
+        pages = self.pool.pages_of(self._slots[: self.length])
+        return KVSequence(self.pool, Layout.of_views(views), pages, room=room)
+
+    def adopt(self, source: KVSequence, start: int, stop: int) -> None:
+        """From now on read the tokens at [start, stop) where `source` has them, as it has them."""
+        part = slice(start, stop)
+        pages = self.pool.pages_of(source._slots[part])
+        self.pool.share(pages)
+        self._held.append(pages)
+        self._slots[part] = source._slots[part]
+        self._shifts[part] = source._shifts[part]
+        self._is_own[part] = False
+        self._prompt_runs = None
 
     def own_slots(self, positions: NDArray[np.int64]) -> Slots:
         """Slots of own tokens at `positions`, each of which must be own."""
-        return self._own_slots[np.searchsorted(self._own_positions, positions)]
+        if not self._is_own[positions].all():
+            raise AssertionError("only a sequence's own slots may be written")
+        return self._slots[positions]
 
     def append(self, n: int) -> NDArray[np.int64]:
         """Add `n` tokens at the end and return their positions; they get own slots.
@@ -147,49 +176,94 @@ class KVSequence:
             PoolExhausted: the sequence outgrew its room and the pool has no more.
 
         """
-        missing = len(self._own_positions) + n - len(self._own_slots)
-        if missing > 0:
-            pages = self.pool.allocate(max(missing, min(self._room, ROOM_TOKENS)))
-            self._room -= len(pages) * self.pool.page_size
-            self._own_pages = np.concatenate((self._own_pages, pages))
-            self._own_slots = np.concatenate((self._own_slots, self.pool.slots_of(pages)))
-        positions = np.arange(self.length, self.length + n, dtype=np.int64)
-        self._own_positions = np.concatenate((self._own_positions, positions))
+        if n > len(self._spare):
+            missing = n - len(self._spare)
+            portion = max(missing, min(self._room, ROOM_TOKENS))
+            try:
+                self._room -= self._allocate(portion)
+            except PoolExhausted:
+                if portion == missing:
+                    raise
+                self._room -= self._allocate(missing)
+        end = self.length + n
+        if end > len(self._slots):
+            more = max(end - len(self._slots), ROOM_TOKENS)
+            self._slots, self._shifts, self._is_own = (
+                np.pad(part, (0, more)) for part in (self._slots, self._shifts, self._is_own)
+            )
+        self._slots[self.length : end] = self._take(n)
+        self._shifts[self.length : end] = 0
+        self._is_own[self.length : end] = True
+        positions = np.arange(self.length, end, dtype=np.int64)
+        self.length = end
         return positions
 
-    def key_table(self) -> KeyTable:
-        """All KV of the sequence: views, then own tokens."""
-        views, own = self.layout.views, self._own_positions
-        return KeyTable(
-            slots=np.concatenate([*(view.slots for view in views), self._own_slots[: len(own)]]),
-            positions=np.concatenate([*(view.positions for view in views), own]),
-            shifts=np.concatenate(
-                [*(np.full(len(view), view.shift) for view in views), np.zeros(len(own), np.int64)]
-            ),
-        )
+    def give_back_spare(self) -> int:
+        """Free the pages that no token of this sequence lies on yet; returns how many."""
+        size = self.pool.page_size
+        begun = int(-self._spare[0] % size) if len(self._spare) else 0  # spare slots of a used page
+        pages = self._spare[begun::size] // size
+        self._room += len(self._spare) - begun
+        self._spare = self._spare[:begun]
+        self._held = [held[~np.isin(held, pages)] for held in self._held]
+        self.pool.release(pages)
+        return len(pages)
+
+    def key_table(self, length: int | None = None) -> KeyTable:
+        """KV of the first `length` tokens, of all by default, in order of their positions."""
+        end = self.length if length is None else length
+        return KeyTable(self._slots[:end], np.arange(end), self._shifts[:end])
 
     @property
     def own(self) -> tuple[Slots, NDArray[np.int64]]:
         """Slots and positions of the tokens that have slots of their own."""
-        return self._own_slots[: len(self._own_positions)], self._own_positions
+        positions = np.flatnonzero(self._is_own[: self.length])
+        return self._slots[positions], positions
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Views and own tokens, in runs of slots that lie in a row."""
-        slots, positions = self.own
-        cuts = np.flatnonzero(np.diff(slots) != 1) + 1
-        own = zip(np.split(slots, cuts), np.split(positions, cuts), strict=True)
-        return (
-            *self.layout.views,
-            *(Segment(int(run[0]), at, 0) for run, at in own if len(run)),
-        )
+        """All tokens, in runs of slots that lie in a row and are read with the same shift."""
+        if self._prompt_runs is None:
+            self._prompt_runs = self._runs(0, self._prompt_length)
+        return (*self._prompt_runs, *self._runs(self._prompt_length, self.length))
+
+    def pages_in_order(self, n: int) -> Pages:
+        """The pages of the first `n` tokens, as far as these fill page after page."""
+        size = self.pool.page_size
+        slots, within = self._slots[:n], np.arange(n) % size
+        in_order = (slots - within == np.repeat(slots[::size], size)[:n]) & (slots % size == within)
+        filled = int(np.argmin(np.append(in_order, False)))
+        if filled < n:
+            filled -= filled % size
+        return slots[:filled:size] // size
 
     def release(self) -> None:
         """Give all pages back; safe to call twice."""
-        if not self._released:
-            self._released = True
-            self.pool.release(self._shared_pages)
-            self.pool.release(self._own_pages)
+        while self._held:
+            self.pool.release(self._held.pop())
+
+    def _allocate(self, n_slots: int) -> int:
+        """Take pages for `n_slots` slots; returns how many slots came."""
+        pages = self.pool.allocate(n_slots)
+        self._held.append(pages)
+        self._spare = np.concatenate((self._spare, self.pool.slots_of(pages)))
+        return len(pages) * self.pool.page_size
+
+    def _take(self, n: int) -> Slots:
+        taken, self._spare = self._spare[:n], self._spare[n:]
+        return taken
+
+    def _runs(self, start: int, stop: int) -> tuple[Segment, ...]:
+        slots, shifts = self._slots[start:stop], self._shifts[start:stop]
+        order = np.lexsort((slots, shifts))  # one slot may be read twice, with different shifts
+        slots, shifts = slots[order], shifts[order]
+        ends = (np.diff(slots) != 1) | (np.diff(shifts) != 0) | (np.diff(order) <= 0)
+        bounds = [0, *(np.flatnonzero(ends) + 1).tolist(), len(order)]
+        return tuple(
+            Segment(int(slots[a]), order[a:b] + start, int(shifts[a]))
+            for a, b in pairwise(bounds)
+            if a < b
+        )
 
 
 def key_tree(sequences: Sequence[KVSequence]) -> KeyTree:

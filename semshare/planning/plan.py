@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -114,4 +114,15 @@ def full_plan(ids: Ids) -> ReusePlan:
         slots=np.full(n, -1, dtype=np.int64),
         donors=(),
         reasons=np.full(n, FreshReason.UNMATCHED, dtype=np.uint8),
+    )
+
+
+def shared_plan(ids: Ids) -> ReusePlan:
+    """Everything is another request's, which computed the same prompt exactly."""
+    plan = full_plan(ids)
+    return replace(
+        plan,
+        source=np.full(len(ids), TokenSource.PREFIX, dtype=np.uint8),
+        position=np.arange(len(ids), dtype=np.int32),
+        reasons=np.zeros(len(ids), dtype=np.uint8),
     )

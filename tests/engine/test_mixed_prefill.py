@@ -15,7 +15,7 @@ from semshare import ReusePolicy, SemShare, TokenSource
 from semshare.config import SELECTION_NAMES
 from semshare.engine.adapter import NO_ROPE
 from semshare.engine.prefill import prefill
-from semshare.engine.served import Stopwatch
+from semshare.engine.stopwatch import Stopwatch
 from semshare.kv import sequence
 from semshare.kv.sequence import lay_out
 from semshare.planning.deviation import keep_most_deviating

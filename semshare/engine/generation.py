@@ -1,0 +1,101 @@
+"""A request and what has become of it so far."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from semshare.config import ReusePolicy
+from semshare.engine.continuation import Continuation
+from semshare.engine.repair import Repair
+from semshare.engine.sampling import SamplingParams
+from semshare.engine.served import Served
+from semshare.engine.stopwatch import Stopwatch
+from semshare.types import Ids, TextDelta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What a caller wants of a prompt."""
+
+    ids: Ids  # [n_tokens]
+    policy: ReusePolicy
+    namespace: str
+    max_tokens: int  # of each answer
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    n: int = 1  # answers
+    deadline: float | None = None  # by `time.monotonic()`
+
+    @property
+    def room(self) -> int:
+        """Slots that the prompt's own sequence has for an answer; several have their own."""
+        return self.max_tokens if self.n == 1 else 0
+
+    def computes_the_same_as(self, other: Request) -> bool:
+        """Whether one prefill can serve both."""
+        return (
+            self.namespace == other.namespace
+            and self.policy == other.policy
+            and self.policy.mode != "off"
+            and np.array_equal(self.ids, other.ids)
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """A request on its way: waiting, being prefilled, running, then ended."""
+
+    request: Request
+    watch: Stopwatch
+    arrival: int
+    outbox: deque[TextDelta] = field(default_factory=deque)  # pieces nobody has taken yet
+    error: Exception | None = None
+    ended: bool = False
+    served: Served | None = None  # from its admission on
+    leader: Generation | None = None  # computes the same prompt at the moment
+    continuations: list[Continuation] = field(default_factory=list)
+    repair: Repair | None = None
+    repair_given_up: bool = False
+
+    @property
+    def prompt(self) -> Served:
+        """`served`, of a request that has been admitted."""
+        if self.served is None:
+            raise AssertionError("this request waits for its turn")
+        return self.served
+
+    @property
+    def going_on(self) -> list[Continuation]:
+        """Answers that have not ended."""
+        return [one for one in self.continuations if not one.ended]
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether a token has been given."""
+        return any(one.tokens for one in self.continuations)
+
+    def release(self) -> None:
+        """Give all slots back."""
+        for one in self.continuations:
+            one.sequence.release()
+        if self.repair is not None:
+            self.repair.release()
+            self.repair = None
+        if self.served is not None:
+            self.served.release()
+
+    def give_up_repair(self) -> bool:
+        """Leave reused tokens as they are; whether that gave any slots back."""
+        repair, self.repair = self.repair, None
+        self.repair_given_up = True
+        if repair is None:
+            return False
+        repair.release()
+        return True
+
+    def give_back_spare(self) -> int:
+        """Free the pages that were reserved for its answers and hold nothing yet; how many."""
+        return sum(one.sequence.give_back_spare() for one in self.going_on)

@@ -1,0 +1,242 @@
+"""Rows that pass through a model's layers together, and what each of them attends to.
+
+`PromptRows` are some tokens of one sequence: a chunk of a prefill, the tokens that are scored, a
+repair. `DecodeRows` are one more token of each of several sequences, whose shared KV is read once.
+What does not change from layer to layer (plans of attention, rotations) is made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semshare.engine.adapter import NO_ROPE, ModelAdapter
+from semshare.kv.pool import KVPool
+from semshare.kv.sequence import KVSequence, key_tree
+from semshare.planning.deviation import keep_most_deviating
+from semshare.types import DeviationSchedule, Scores, Slots
+from semshare_kernels import (
+    DecodePlan,
+    KeyTable,
+    KeyTree,
+    Rotation,
+    apply_rotary,
+    attention_mass,
+    decode_attention,
+    mixed_attention,
+    plan_decode,
+    plan_mixed,
+)
+
+_Rope = dict[str, tuple[Tensor, Tensor]]  # cos and sin of each rope kind
+
+
+@dataclass(slots=True)
+class AttentionRecord:
+    """Attention that the rows of some forward calls paid to each position, over all layers.
+
+    Rows before `first_position` are not counted.
+    """
+
+    first_position: int = 0
+    mass: Scores = field(default_factory=lambda: np.zeros(0, dtype=np.float32))  # [length]
+
+    def add(self, positions: NDArray[np.int64], mass: Tensor) -> None:
+        """Add `mass` `[n]` float32 of the keys at `positions` `[n]`, each at most once."""
+        end = int(positions.max()) + 1
+        if end > len(self.mass):
+            self.mass = np.pad(self.mass, (0, end - len(self.mass)))
+        self.mass[positions] += mass.cpu().numpy()
+
+    def upto(self, n: int) -> Scores:
+        """`[n]` the attention of the first `n` positions."""
+        return np.pad(self.mass, (0, max(n - len(self.mass), 0)))[:n]
+
+
+class Rows(Protocol):
+    """Rows of one pass."""
+
+    ids: NDArray[np.integer]  # [n]
+    n_logits: int  # of how many rows, the last ones, the next token's logits are wanted
+
+    def prepare(self, adapter: ModelAdapter, pool: KVPool) -> PreparedRows:
+        """What they need in each layer, from the KV as it lies now."""
+
+
+class PreparedRows(Protocol):
+    """Rows on their way through the layers."""
+
+    slots: Slots  # [n] where their KV goes
+
+    def upright(self, key: Tensor, kind: str) -> Tensor:
+        """RoPE of `key` `[n, kv_heads, d]` at the rows' positions."""
+
+    def kept(self, layer: int, key: Tensor, value: Tensor) -> Tensor | None:
+        """Which rows go on from here, ascending indices; None for all. The others are dropped."""
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """Attention `[n, heads, d]` of the layer, whose new KV is written; `query` is not rotated.
+
+        `layer` ascends from call to call.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptRows:
+    """Tokens of one sequence, each of which sees what stands before it.
+
+    sequence:   holds all KV that the rows may see; `positions` are own tokens of it.
+    ids:        `[n]`.
+    positions:  `[n]` ascending.
+    n_logits:   of the last rows.
+    deviation:  lets the row set shrink with depth, by its own rule.
+    record:     adds the attention that these rows pay.
+    """
+
+    sequence: KVSequence
+    ids: NDArray[np.integer]
+    positions: NDArray[np.int64]
+    n_logits: int = 1
+    deviation: DeviationSchedule | None = None
+    record: AttentionRecord | None = None
+
+    def prepare(self, adapter: ModelAdapter, pool: KVPool) -> PreparedRows:
+        """See `Rows`."""
+        return _PreparedPrompt(adapter, pool, self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeRows:
+    """One token at the end of each of several sequences, which have its slot already."""
+
+    sequences: Sequence[KVSequence]
+    ids: NDArray[np.integer]  # [n]
+    positions: NDArray[np.int64]  # [n]
+
+    @property
+    def n_logits(self) -> int:
+        """All rows'."""
+        return len(self.ids)
+
+    def prepare(self, adapter: ModelAdapter, pool: KVPool) -> PreparedRows:
+        """See `Rows`."""
+        return _PreparedDecode(adapter, pool, self)
+
+
+class _PreparedPrompt:
+    def __init__(self, adapter: ModelAdapter, pool: KVPool, rows: PromptRows) -> None:
+        self._adapter, self._pool, self._rows = adapter, pool, rows
+        self._positions = rows.positions
+        self.slots = rows.sequence.own_slots(rows.positions)
+        self._table = rows.sequence.key_table(int(rows.positions[-1]) + 1)
+        self._plan_again()
+
+    def _plan_again(self) -> None:
+        self._rope = self._adapter.rope(_index(self._positions, self._adapter))
+        self._turns: dict[int | None, _TurnedQueries] = {}
+
+    def upright(self, key: Tensor, kind: str) -> Tensor:
+        return key if kind == NO_ROPE else apply_rotary(key, *self._rope[kind])
+
+    def kept(self, layer: int, key: Tensor, value: Tensor) -> Tensor | None:
+        if self._rows.deviation is None:
+            return None
+        slots = _index(self.slots, self._adapter)
+        reused = self._pool.keys[layer][slots], self._pool.values[layer][slots]
+        kept = keep_most_deviating(
+            self._rows.deviation, layer, self._positions, key, value, *reused
+        )
+        if kept is not None:
+            index = kept.cpu().numpy()
+            self.slots, self._positions = self.slots[index], self._positions[index]
+            self._plan_again()
+        return kept
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        adapter, record = self._adapter, self._rows.record
+        kind, window = adapter.rope_kinds[layer], adapter.windows[layer]
+        if window not in self._turns:
+            self._turns[window] = _TurnedQueries(adapter, self._table, self._positions, window)
+        work = self._turns[window]
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        queries, turn = work.of(query, kind), work.turn.get(kind)
+        out, lse = mixed_attention(work.plan, queries, keys, values, adapter.scale, turn)
+        if record is not None:
+            first = int(np.searchsorted(self._positions, record.first_position))
+            mass = attention_mass(
+                work.plan, queries, keys, lse, adapter.scale, turn, first_query=first
+            )
+            record.add(self._table.positions, mass)
+        return out
+
+
+class _TurnedQueries:
+    """A plan of mixed attention, with the rotations that it asks for."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        table: KeyTable,
+        positions: NDArray[np.int64],
+        window: int | None,
+    ) -> None:
+        self.plan = plan_mixed(positions, table, window=window, shape=adapter.attention_shape)
+        self._rope = adapter.rope(_index(positions - self.plan.shifts[:, None], adapter))
+        self.turn = rotations(adapter, self.plan.turned_shifts)
+
+    def of(self, query: Tensor, kind: str) -> Tensor:
+        """`[n_shifts, n, heads, d]` as the plan wants them, of `query` `[n, heads, d]`."""
+        if kind == NO_ROPE:
+            return query.expand(len(self.plan.shifts), *query.shape)
+        return apply_rotary(query, *self._rope[kind])
+
+
+class _PreparedDecode:
+    def __init__(self, adapter: ModelAdapter, pool: KVPool, rows: DecodeRows) -> None:
+        self._adapter, self._pool, self._positions = adapter, pool, rows.positions
+        self.slots = np.concatenate(
+            [
+                sequence.own_slots(rows.positions[index : index + 1])
+                for index, sequence in enumerate(rows.sequences)
+            ]
+        )
+        self._tree: KeyTree = key_tree(rows.sequences)
+        self._rope = adapter.rope(_index(rows.positions, adapter))
+        self._plans: dict[int | None, tuple[DecodePlan, Tensor, _Rope]] = {}
+
+    def upright(self, key: Tensor, kind: str) -> Tensor:
+        return key if kind == NO_ROPE else apply_rotary(key, *self._rope[kind])
+
+    def kept(self, layer: int, key: Tensor, value: Tensor) -> None:
+        return None
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        adapter = self._adapter
+        kind, window = adapter.rope_kinds[layer], adapter.windows[layer]
+        if window not in self._plans:
+            at = self._positions
+            plan = plan_decode(at, self._tree, window=window, shape=adapter.attention_shape)
+            turned_for = _index(at[plan.row_sequence] - plan.row_shift, adapter)
+            rows = _index(plan.row_sequence, adapter)
+            self._plans[window] = plan, rows, adapter.rope(turned_for)
+        plan, rows, rope = self._plans[window]
+        queries = query.index_select(0, rows)
+        if kind != NO_ROPE:
+            queries = apply_rotary(queries, *rope[kind])
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        return decode_attention(plan, queries, keys, values, adapter.scale)[0]
+
+
+def rotations(adapter: ModelAdapter, shifts: NDArray[np.int64]) -> dict[str, Rotation]:
+    """By rope kind, what moves keys by `shifts` `[n]`; empty where none moves."""
+    return adapter.shift_rotation(torch.from_numpy(shifts)) if shifts.any() else {}
+
+
+def _index(values: NDArray[np.int64], adapter: ModelAdapter) -> Tensor:
+    return torch.from_numpy(values).to(adapter.device)

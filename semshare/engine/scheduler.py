@@ -1,0 +1,472 @@
+"""Continuous batching: every step is one pass through the layers for all that can go on.
+
+A prompt is prefilled in chunks beside the decoding of others. Where the pool is full, repairs go
+first, then slots reserved for answers, then the youngest request, which is computed again later.
+Nothing here knows how a prompt is planned or what is kept of it: see `Stages`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from semshare.engine.admission import Admission
+from semshare.engine.continuation import Continuation
+from semshare.engine.executor import Executor, ForwardResult
+from semshare.engine.failures import log_failure
+from semshare.engine.generation import Generation, Request
+from semshare.engine.repair import Repair
+from semshare.engine.rows import DecodeRows, PromptRows, Rows
+from semshare.engine.served import Served
+from semshare.engine.stopwatch import Stopwatch
+from semshare.errors import DeadlineExceeded, Interrupted, PoolExhausted
+from semshare.kv.sequence import KVSequence
+from semshare.types import Answer, FinishReason, Ids, ReusePlan, TextDelta
+
+
+class Stages(Protocol):
+    """What happens to a prompt before its prefill and after its answer."""
+
+    def begin(self, request: Request, watch: Stopwatch, *, in_full_if_short: bool) -> Served:
+        """Find donors → align → guard → plan, and take slots."""
+
+    def prefilled(self, served: Served) -> None:
+        """The prompt's KV is there."""
+
+    def exact_plan(self, ids: Ids, namespace: str) -> ReusePlan:
+        """A plan that reuses exact prefixes only."""
+
+    def repaired(self, served: Served, sequence: KVSequence) -> None:
+        """`sequence` has the prompt's exact KV, which was mixed before."""
+
+    def continuation(self, generation: Generation, index: int, sequence: KVSequence) -> Continuation:
+        """A new answer of a prefilled prompt."""
+
+    def answer(self, generation: Generation) -> Answer:
+        """The whole answer; what may be kept of its KV is kept."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """Rows of a pass, and what becomes of their results."""
+
+    rows: Rows
+    took: Callable[[ForwardResult], None]
+    failed: Callable[[Exception], None]
+    by_itself: bool = False  # in a pass of its own, so that no other request changes its numbers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Next:
+    """An answer's next rows: its latest token, or all of them on KV that has the prompt only."""
+
+    generation: Generation
+    continuation: Continuation
+    rows: PromptRows
+
+
+class Scheduler:
+    """Requests from their arrival to the end of their answers. Callers hold one lock.
+
+    Args:
+        executor: the model and its pool.
+        stages: see `Stages`.
+        admission: where requests wait.
+        prefill_rows: most rows of prompts in a step that others decode in.
+        repair_rows: most rows of repairs in a step.
+        max_answers: most answers that are decoded at a time.
+
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        stages: Stages,
+        admission: Admission,
+        *,
+        prefill_rows: int,
+        repair_rows: int,
+        max_answers: int,
+    ) -> None:
+        self._executor = executor
+        self._stages = stages
+        self._admission = admission
+        self._prefill_rows = prefill_rows
+        self._repair_rows = repair_rows
+        self._max_answers = max_answers
+        self._arrivals = count()
+        self._prefilling: list[Generation] = []
+        self._running: list[Generation] = []
+        self._is_full = False  # nobody is admitted before somebody leaves
+        self._pass_s = 0.0  # seconds of the latest pass
+        self.preemptions = 0
+
+    def submit(self, request: Request, watch: Stopwatch) -> Generation:
+        """Let a request wait for its turn."""
+        generation = Generation(request, watch, next(self._arrivals))
+        self._admission.waiting.append(generation)
+        return generation
+
+    def step(self) -> None:
+        """One pass through the layers for everything that can go on."""
+        self._drop_late()
+        self._admit()
+        self._compute([*self._decodes(), *self._prefills(), *self._repairs()])
+
+    def drop(self, generation: Generation) -> None:
+        """End a request and give back all that it holds."""
+        generation.ended = True
+        for several in (self._admission.waiting, self._prefilling, self._running):
+            if generation in several:
+                several.remove(generation)
+        generation.release()
+        self._is_full = False
+
+    def rows_outside(self) -> int | None:
+        """Most rows that may be computed between two steps; None for any number."""
+        return self._prefill_rows if self._running or self._admission.waiting else None
+
+    @property
+    def active(self) -> list[Generation]:
+        """Requests that hold slots, in order of arrival."""
+        return sorted((*self._prefilling, *self._running), key=lambda one: one.arrival)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that hold nothing yet."""
+        return len(self._admission.waiting)
+
+    # -------------------------------------------------------------- admission
+
+    def _drop_late(self) -> None:
+        now = time.monotonic()
+        for generation in (*self._admission.waiting, *self.active):
+            deadline = generation.request.deadline
+            if deadline is None or now < deadline:
+                continue
+            if generation.has_answered:
+                self._end(generation, "deadline")
+            else:
+                self._fail(generation, DeadlineExceeded(generation.watch.elapsed_s))
+
+    def _admit(self) -> None:
+        """Let prompts begin, as many as a step can prefill and the pool has slots for."""
+        while sum(one.prompt.rows_left for one in self._prefilling) < self._prefill_rows:
+            active = self.active
+            generation = self._admission.next(active, self._prefilling)
+            if generation is None:
+                return
+            if active and (self._is_full or not self._has_place_for(generation)):
+                return
+            try:
+                generation.served = self._stages.begin(
+                    generation.request, generation.watch, in_full_if_short=not active
+                )
+            except PoolExhausted as error:
+                if active:
+                    self._is_full = True
+                    return
+                self._fail(generation, error)
+            except Exception as error:
+                self._fail(generation, error)
+            else:
+                self._admission.waiting.remove(generation)
+                self._prefilling.append(generation)
+
+    def _has_place_for(self, generation: Generation) -> bool:
+        answers = sum(one.request.n for one in self.active)
+        return answers + generation.request.n <= self._max_answers
+
+    # ------------------------------------------------------------------ a pass
+
+    def _compute(self, tasks: Sequence[_Task]) -> None:
+        self._run([task for task in tasks if not task.by_itself])
+        for task in tasks:
+            if task.by_itself:
+                self._run([task])
+
+    def _run(self, tasks: Sequence[_Task]) -> None:
+        if not tasks:
+            return
+        started = time.perf_counter()
+        try:
+            results = self._executor.run([task.rows for task in tasks])
+        except Exception as error:
+            if len(tasks) == 1:
+                tasks[0].failed(error)
+            else:  # one by one, so that only the one whose fault it is fails
+                for task in tasks:
+                    self._run([task])
+            return
+        self._pass_s = time.perf_counter() - started
+        for task, result in zip(tasks, results, strict=True):
+            try:
+                task.took(result)
+            except Exception as error:
+                task.failed(error)
+
+    # ---------------------------------------------------------------- prefills
+
+    def _prefills(self) -> list[_Task]:
+        """A chunk of each prompt, the oldest first, up to a step's rows.
+
+        Where nobody waits for the next token the first prompt is not cut: that is fastest.
+        """
+        tasks = []
+        left = self._prefill_rows
+        for generation in self._prefilling:
+            if left <= 0:
+                break
+            rows = generation.prompt.next_rows(left if self._running else None)
+            left -= len(rows.ids)
+            took = partial(self._took_prefill, generation, rows)
+            tasks.append(_Task(rows, took, partial(self._prefill_failed, generation)))
+        return tasks
+
+    def _took_prefill(self, generation: Generation, rows: PromptRows, result: ForwardResult) -> None:
+        served = generation.prompt
+        generation.watch.add("prefill", self._pass_s)
+        served.took(rows, result)
+        if not served.prefilled:
+            return
+        self._prefilling.remove(generation)
+        self._running.append(generation)
+        self._stages.prefilled(served)
+        for follower in self._admission.followers_of(generation):
+            if self._has_place_for(follower):
+                self._join(follower, served)
+        self._start(generation)
+
+    def _prefill_failed(self, generation: Generation, error: Exception) -> None:
+        if generation in self._running:  # its answer could not begin
+            self._fail(generation, error)
+            return
+        try:
+            generation.prompt.failed(error)
+        except Exception as final:
+            self._fail(generation, final)
+
+    def _join(self, follower: Generation, leader: Served) -> None:
+        """Answer the same prompt over the KV that is there."""
+        room = follower.request.room
+        try:
+            follower.served = leader.joined(follower.watch, room=room)
+        except PoolExhausted:
+            return  # it waits, and finds its prompt cached or computes it
+        self._admission.waiting.remove(follower)
+        self._running.append(follower)
+        self._stages.prefilled(follower.served)
+        try:
+            self._start(follower)
+        except Exception as error:
+            self._fail(follower, error)
+
+    def _start(self, generation: Generation) -> None:
+        """Begin the answers of a prefilled prompt, or go on with them."""
+        request, served = generation.request, generation.prompt
+        try:
+            if not generation.continuations:
+                for index in range(request.n):
+                    sequence = self._sequence_for(generation, request.max_tokens)
+                    generation.continuations.append(
+                        self._stages.continuation(generation, index, sequence)
+                    )
+                for one in generation.continuations:
+                    one.take(served.logits[-1])
+                generation.watch.first_token()
+            else:
+                for one in generation.going_on:
+                    one.go_on_from(self._sequence_for(generation, one.max_tokens))
+        except PoolExhausted:
+            if len(self.active) == 1:
+                raise
+            self._send_back(generation)
+        else:
+            self._finish_if_ended(generation)
+
+    def _sequence_for(self, generation: Generation, room: int) -> KVSequence:
+        """For one answer: the prompt's own, or where there are several answers, one of its own."""
+        sequence = generation.prompt.sequence
+        return sequence if generation.request.n == 1 else sequence.fork(room=room)
+
+    # ----------------------------------------------------------------- answers
+
+    def _decodes(self) -> list[_Task]:
+        """The next rows of every answer: single tokens as one batch, whose shared KV is read once.
+
+        Slots are taken for the oldest first; for them younger requests may be sent back.
+        """
+        steps: list[_Next] = []
+        for generation in sorted(self._running, key=lambda one: one.arrival):
+            for one in generation.going_on:
+                rows = self._rows_with_slots(generation, one)
+                if rows is not None:
+                    steps.append(_Next(generation, one, rows))
+        steps = [step for step in steps if step.generation in self._running]
+        batch = [step for step in steps if self._joins_batch(step)]
+        tasks = [self._decode_task([step]) for step in steps if not self._joins_batch(step)]
+        return [*tasks, self._decode_task(batch)] if batch else tasks
+
+    def _joins_batch(self, step: _Next) -> bool:
+        return (
+            len(step.rows.ids) == 1
+            and step.rows.record is None
+            and not self._is_reproducible(step.generation)
+        )
+
+    def _is_reproducible(self, generation: Generation) -> bool:
+        """Whether its draws must not depend on what else is computed with it.
+
+        A row of a batch differs from the same row by itself by rounding. In float32 that does not
+        move a draw, in 16 bits it does, so there a request with a seed has its own passes.
+        """
+        sampling = generation.request.sampling
+        draws = sampling.seed is not None and not sampling.is_greedy
+        return draws and self._executor.adapter.dtype != torch.float32
+
+    def _decode_task(self, steps: Sequence[_Next]) -> _Task:
+        rows: Rows = steps[0].rows
+        if len(steps) > 1 or self._joins_batch(steps[0]):
+            rows = DecodeRows(
+                [step.rows.sequence for step in steps],
+                np.concatenate([step.rows.ids for step in steps]),
+                np.concatenate([step.rows.positions for step in steps]),
+            )
+        return _Task(
+            rows,
+            partial(self._took_decode, steps),
+            partial(self._decode_failed, steps),
+            by_itself=self._is_reproducible(steps[0].generation),
+        )
+
+    def _took_decode(self, steps: Sequence[_Next], result: ForwardResult) -> None:
+        for index, step in enumerate(steps):
+            try:
+                step.continuation.took(step.rows, result.logits[index : index + 1])
+                self._finish_if_ended(step.generation)
+            except Exception as error:
+                self._fail(step.generation, error)
+
+    def _decode_failed(self, steps: Sequence[_Next], error: Exception) -> None:
+        if len(steps) == 1:
+            self._fail(steps[0].generation, error)
+            return
+        for step in steps:
+            self._run([self._decode_task([step])])
+
+    # ----------------------------------------------------------------- repairs
+
+    def _repairs(self) -> list[_Task]:
+        """The next reused tokens to be computed exactly, the oldest request's first."""
+        tasks = []
+        left = self._repair_rows
+        for generation in sorted(self._running, key=lambda one: one.arrival):
+            if left <= 0 or not self._wants_repair(generation):
+                continue
+            repair = generation.repair or self._start_repair(generation)
+            if repair is None:
+                continue
+            rows = repair.next_rows(left)
+            left -= len(rows.ids)
+            took = partial(self._took_repair, generation, repair, rows)
+            tasks.append(_Task(rows, took, partial(self._repair_failed, generation)))
+        return tasks
+
+    def _wants_repair(self, generation: Generation) -> bool:
+        how = generation.request.policy.repair
+        if how == "off" or generation.prompt.exact or generation.repair_given_up:
+            return False
+        return how == "eager" or (not self._admission.waiting and len(self.active) == 1)
+
+    def _start_repair(self, generation: Generation) -> Repair | None:
+        """A repair begins when its turn comes: others may have computed the same text by then."""
+        served = generation.prompt
+        try:
+            plan = self._stages.exact_plan(served.ids, served.namespace)
+            generation.repair = Repair(self._executor, plan)
+        except Exception as error:
+            self._repair_failed(generation, error)
+        return generation.repair
+
+    def _took_repair(
+        self, generation: Generation, repair: Repair, rows: PromptRows, result: ForwardResult
+    ) -> None:
+        if generation.repair is not repair:
+            return  # the answer has just ended
+        repair.took(rows, result, [one.sequence for one in generation.going_on])
+        if repair.prompt_done:
+            for one in generation.going_on:
+                one.go_on_from(repair.sequence.fork(room=one.max_tokens))
+            generation.prompt.repaired_after = len(generation.continuations[0].tokens)
+            self._stages.repaired(generation.prompt, repair.sequence)
+
+    def _repair_failed(self, generation: Generation, error: Exception) -> None:
+        """The answer is as good as it would have been without a repair."""
+        log_failure("a repair failed", error)
+        generation.give_up_repair()
+
+    # ------------------------------------------------------------------- slots
+
+    def _rows_with_slots(self, generation: Generation, one: Continuation) -> PromptRows | None:
+        """An answer's next rows; None if they had to wait or the answer had to end."""
+        while generation in self._running and not one.ended:
+            try:
+                return one.next_rows(self._prefill_rows)
+            except PoolExhausted:
+                self._make_room_for(generation)
+        return None
+
+    def _make_room_for(self, generation: Generation) -> None:
+        """Free some slots at somebody's cost, the youngest's first, and at its own if need be."""
+        active = self.active
+        if any(other.give_up_repair() for other in reversed(active)):
+            return
+        if sum(other.give_back_spare() for other in active):
+            return
+        youngest = active[-1]
+        if len(active) > 1:
+            self._send_back(youngest)
+        else:  # what has been answered is worth more than an error
+            self._end(generation, "length")
+
+    def _send_back(self, generation: Generation) -> None:
+        """Take all slots of a request, which computes its prompt and its answers again later."""
+        self.preemptions += 1
+        for several in (self._prefilling, self._running):
+            if generation in several:
+                several.remove(generation)
+        generation.release()
+        generation.served = None
+        self._admission.waiting.append(generation)
+        self._is_full = True
+
+    # --------------------------------------------------------------------- end
+
+    def _end(self, generation: Generation, reason: FinishReason) -> None:
+        for one in generation.going_on:
+            one.end(reason)
+        self._finish_if_ended(generation)
+
+    def _finish_if_ended(self, generation: Generation) -> bool:
+        """Hand out the answer once all parts of it have ended; whether they have."""
+        if generation.going_on or generation.ended:
+            return generation.ended
+        generation.outbox.append(TextDelta("", [], self._stages.answer(generation)))
+        self.drop(generation)
+        return True
+
+    def abandon(self, cause: BaseException) -> None:
+        """A step was broken off: nobody's KV can be trusted to be what its tokens say."""
+        for generation in self.active:
+            self._fail(generation, Interrupted(cause))
+
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        generation.error = error
+        self.drop(generation)
