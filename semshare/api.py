@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -191,6 +191,10 @@ class SemShare:
         """Token ids `[n]` int32 of a text, of chat messages under the chat template, or of ids."""
         return self._session.encoder.encode(prompt)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's text in UTF-8; where it is part of a character, the bytes it stands for."""
+        return self._session.token_texts.utf8(token_id)
+
     def plan(
         self,
         prompt: Prompt,
@@ -229,8 +233,13 @@ class SemShare:
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        n: int = 1,
+        deadline_s: float | None = None,
     ) -> Generator[TextDelta]:
         """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
 
@@ -239,8 +248,10 @@ class SemShare:
             max_tokens: most tokens of the answer; the context's end and a full pool stop it too.
             policy: how to reuse other prompts' KV; the measured defaults if None.
             namespace: whose donors may be used.
-            temperature, top_p, top_k, seed: see `SamplingParams`; greedy by default.
+            temperature, top_p, top_k, min_p, logit_bias, logprobs, seed: see `SamplingParams`;
+                greedy by default.
             stop: the answer ends before this string, or the first of these.
+            n, deadline_s: one continuation without a deadline is all there is so far.
 
         Raises:
             PromptTooLong: the prompt leaves no room for an answer.
@@ -253,7 +264,14 @@ class SemShare:
             raise InvalidRequest(
                 f"max_tokens is {max_tokens!r}: it must be a whole number, at least 1"
             )
-        sampler = Sampler(SamplingParams(temperature, top_p, top_k, seed))
+        if n != 1 or deadline_s is not None:
+            raise InvalidRequest(
+                f"n is {n} and deadline_s {deadline_s}: leave both out, one continuation without a "
+                "deadline is all there is so far"
+            )
+        params = SamplingParams(temperature, top_p, top_k, seed, min_p, logit_bias or {}, logprobs)
+        params.check_vocabulary(self.model.vocab_size)
+        sampler = Sampler(params)
         ids = self._session.encoder.prompt_ids(prompt)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         room = min(max_tokens, self.max_context - len(ids))

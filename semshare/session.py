@@ -35,7 +35,7 @@ from semshare.kv.pool import KVPool
 from semshare.planning.monitor import DivergenceMonitor
 from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
-from semshare.types import Answer, DonorInfo, Ids, RememberState, Scores, TextDelta
+from semshare.types import Answer, Choice, DonorInfo, Ids, RememberState, Scores, TextDelta
 
 
 class Session:
@@ -75,15 +75,15 @@ class Session:
         self.library = DonorLibrary(
             self.pool, embedder or ModelEmbedder(self.model.embedding_weight)
         )
-        token_texts = TokenTexts(tokenizer)
+        self.token_texts = TokenTexts(tokenizer)
         self.planner = Planner(
-            self.library, self.pool, lsh, token_texts, config, self.model.n_layers
+            self.library, self.pool, lsh, self.token_texts, config, self.model.n_layers
         )
         self.executor = Executor(self.model, self.pool)
         self.monitor = DivergenceMonitor()
         self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self.eos = eos_ids(hf_model, tokenizer)
-        self.keeper = Keeper(self.library, lsh, token_texts)
+        self.keeper = Keeper(self.library, lsh, self.token_texts)
         self.counters: Counter[str] = Counter()
         self._serving: list[Served] = []  # prefilled and not ended
         self.lock = threading.RLock()
@@ -187,11 +187,18 @@ class Session:
             remembered, donor = self.keep(served, computed, policy, namespace, decoding.record)
         finally:
             self.end(served)
+        choice = Choice(
+            decoding.text.text,
+            decoding.tokens,
+            decoding.finish_reason,
+            tuple(decoding.logprobs),
+        )
         answer = Answer(
-            text=decoding.text.text,
-            token_ids=decoding.tokens,
+            text=choice.text,
+            token_ids=choice.token_ids,
             prompt_tokens=len(ids),
-            finish_reason=decoding.finish_reason,
+            finish_reason=choice.finish_reason,
+            choices=(choice,),
             provenance=served.provenance,
             timings=watch.timings(),
             remembered=remembered,

@@ -14,14 +14,14 @@ from semshare.engine.sampling import Sampler
 from semshare.engine.served import Served, Stopwatch
 from semshare.engine.text import TextAssembler
 from semshare.errors import PoolExhausted
-from semshare.types import FinishReason, TextDelta
+from semshare.types import FinishReason, TextDelta, TokenLogprob
 
 
 @dataclass(slots=True)
 class Decoding:
     """One answer in the making.
 
-    `run` yields its text; afterwards `tokens` and `finish_reason` say what came of it.
+    `run` yields its text; afterwards `tokens`, `logprobs` and `finish_reason` say what came of it.
 
     Args:
         executor: the model and its pool.
@@ -39,6 +39,7 @@ class Decoding:
     max_tokens: int
     record: AttentionRecord | None = None
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # where the request asks for them
     finish_reason: FinishReason = "length"
 
     def run(self, served: Served, lock: threading.RLock, watch: Stopwatch) -> Iterator[TextDelta]:
@@ -46,15 +47,18 @@ class Decoding:
         logits = served.logits
         given = 0  # tokens whose text has been given out
         while True:
-            token = self.sampler.pick(logits[-1])
+            picked = self.sampler.pick(logits[-1])
+            token = picked.token
             watch.first_token()
             if token in self.eos:
                 self.finish_reason = "stop"
                 break
             self.tokens.append(token)
+            if picked.logprob is not None:
+                self.logprobs.append(picked.logprob)
             piece = self.text.push(token)
             if piece:
-                yield TextDelta(piece, self.tokens[given:])
+                yield TextDelta(piece, self.tokens[given:], logprobs=tuple(self.logprobs[given:]))
                 given = len(self.tokens)
             if self.text.stopped:
                 self.finish_reason = "stop"
@@ -68,7 +72,7 @@ class Decoding:
                 break  # "length": what has been answered is worth more than an error
         piece = self.text.finish()
         if piece or given < len(self.tokens):
-            yield TextDelta(piece, self.tokens[given:])
+            yield TextDelta(piece, self.tokens[given:], logprobs=tuple(self.logprobs[given:]))
 
     def _step(self, served: Served, token: int) -> torch.Tensor:
         sequence, ids = served.sequence, np.array([token])
