@@ -17,6 +17,7 @@ from semshare.errors import (
 from semshare.types import (
     Answer,
     ChatMessage,
+    Choice,
     Divergence,
     DonorInfo,
     FreshReason,
@@ -25,6 +26,7 @@ from semshare.types import (
     Score,
     TextDelta,
     Timings,
+    TokenLogprob,
     TokenSource,
 )
 
@@ -37,6 +39,7 @@ __all__ = [
     "Answer",
     "BenchmarkRefused",
     "ChatMessage",
+    "Choice",
     "Divergence",
     "DonorInfo",
     "EngineConfig",
@@ -55,6 +58,7 @@ __all__ = [
     "SemShareError",
     "TextDelta",
     "Timings",
+    "TokenLogprob",
     "TokenSource",
     "UnsupportedModel",
     "__version__",

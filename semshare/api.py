@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -196,6 +197,10 @@ class SemShare:
 
     # -------------------------------------------------------------- requests
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's text in UTF-8; where it is part of a character, the bytes it stands for."""
+        return self._session.token_texts.utf8(token_id)
+
     def encode(self, prompt: Prompt) -> Ids:
         """Token ids `[n]` int32 of a text, of chat messages under the chat template, or of ids."""
         return self._session.encoder.encode(prompt)
@@ -240,6 +245,11 @@ class SemShare:
         top_k: int = 0,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        min_p: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
+        n: int = 1,
+        deadline_s: float | None = None,
     ) -> Generator[TextDelta]:
         """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
 
@@ -248,21 +258,31 @@ class SemShare:
             max_tokens: most tokens of the answer; the context's end and a full pool stop it too.
             policy: how to reuse other prompts' KV; the measured defaults if None.
             namespace: whose donors may be used.
-            temperature, top_p, top_k, seed: see `SamplingParams`; greedy by default.
+            temperature, top_p, top_k, min_p, logit_bias, logprobs, seed: see `SamplingParams`;
+                greedy by default.
             stop: the answer ends before this string, or the first of these.
+            n: answers. They share the prompt's KV; with a seed each draws from one of its own.
+            deadline_s: seconds from the call after which the answer ends where it is.
 
         Raises:
             PromptTooLong: the prompt leaves no room for an answer.
             InvalidRequest: an empty prompt, an id outside the vocabulary, a bad parameter.
             PoolExhausted: no KV slots, and nothing left to evict.
+            DeadlineExceeded: the time was over before the first token.
 
         """
         started = time.perf_counter()
-        if type(max_tokens) is not int or max_tokens < 1:
-            raise InvalidRequest(
-                f"max_tokens is {max_tokens!r}: it must be a whole number, at least 1"
-            )
-        sampling = SamplingParams(temperature, top_p, top_k, seed)
+        most = self.config.max_answers
+        for name, value, high in (("max_tokens", max_tokens, math.inf), ("n", n, most)):
+            if type(value) is not int or not 1 <= value <= high:
+                raise InvalidRequest(
+                    f"{name} is {value!r}: it must be a whole number, at least 1"
+                    + (f" and at most {high} (max_answers)" if high < math.inf else "")
+                )
+        if deadline_s is not None and not 0 < deadline_s < math.inf:
+            raise InvalidRequest(f"deadline_s is {deadline_s!r}: it must be above 0, in seconds")
+        sampling = SamplingParams(temperature, top_p, top_k, seed, min_p, logit_bias or {}, logprobs)
+        sampling.check_vocabulary(self.model.vocab_size)
         ids = self._session.encoder.prompt_ids(prompt)
         request = Request(
             ids,
@@ -271,6 +291,8 @@ class SemShare:
             max_tokens=min(max_tokens, self.max_context - len(ids)),
             sampling=sampling,
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            n=n,
+            deadline=None if deadline_s is None else time.monotonic() + deadline_s,
         )
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         return self._session.stream(request, watch)

@@ -83,15 +83,15 @@ class Session:
         self.library = DonorLibrary(
             self.pool, embedder or ModelEmbedder(self.model.embedding_weight)
         )
-        token_texts = TokenTexts(tokenizer)
+        self.token_texts = TokenTexts(tokenizer)
         self.planner = Planner(
-            self.library, self.pool, lsh, token_texts, config, self.model.n_layers
+            self.library, self.pool, lsh, self.token_texts, config, self.model.n_layers
         )
         self.executor = Executor(self.model, self.pool)
         self.monitor = DivergenceMonitor()
         self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self.eos = eos_ids(hf_model, tokenizer)
-        self.keeper = Keeper(self.library, lsh, token_texts)
+        self.keeper = Keeper(self.library, lsh, self.token_texts)
         self.counters: Counter[str] = Counter()
         self._serving: WeakSet[Served] = WeakSet()  # whose KV may be kept yet
         self.lock = FairLock()
@@ -256,11 +256,13 @@ class Session:
             answered = np.asarray(first.tokens[: first.computed], dtype=np.int32)
             sequence, computed = first.sequence, np.concatenate((served.ids, answered))
         remembered, donor = self.keep(served, computed, sequence, request.policy, first.record)
+        choices = tuple(one.choice for one in generation.continuations)
         return Answer(
-            text=first.text.text,
-            token_ids=first.tokens,
+            text=choices[0].text,
+            token_ids=choices[0].token_ids,
             prompt_tokens=len(request.ids),
-            finish_reason=first.finish_reason or "length",
+            finish_reason=choices[0].finish_reason,
+            choices=choices,
             provenance=served.provenance,
             timings=generation.watch.timings(),
             remembered=remembered,

@@ -5,7 +5,7 @@ n is the number of tokens of the target prompt throughout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
@@ -33,21 +33,27 @@ class ChatMessage(TypedDict):
 
 
 Prompt: TypeAlias = str | Sequence[ChatMessage] | Sequence[int] | NDArray[np.integer]
-FinishReason: TypeAlias = Literal["stop", "length"]
+# "deadline": the request's `deadline_s` ended the answer; OpenAI's form has no word for it.
+FinishReason: TypeAlias = Literal["stop", "length", "deadline"]
 RememberState: TypeAlias = Literal["no", "pending", "done"]
 
 
 class GenerateOptions(TypedDict, total=False):
     """Keyword arguments of `SemShare.generate` and `SemShare.stream`, described there."""
 
+    n: int
     max_tokens: int
     policy: ReusePolicy | None
     namespace: str
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    logit_bias: Mapping[int, float]
+    logprobs: int | None
     seed: int | None
     stop: Sequence[str]
+    deadline_s: float | None
 
 
 class TokenSource(IntEnum):
@@ -202,8 +208,34 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model found a token and the likeliest others, in natural logarithms.
+
+    Of the model's own distribution, before bias, temperature and truncation. `top` holds (token id,
+    log-probability), the likeliest first, and the token itself only where it is one of them.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation of a prompt."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...]  # one for each of `token_ids`; empty where not asked for
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """A generated text with where it came from."""
+    """The continuations of a prompt, with where they came from.
+
+    `text`, `token_ids` and `finish_reason` are those of the first of `choices`.
+    """
 
     text: str
     token_ids: list[int]
@@ -211,6 +243,7 @@ class Answer:
     finish_reason: FinishReason
     provenance: Provenance
     timings: Timings
+    choices: tuple[Choice, ...]
     remembered: RememberState = "no"  # `pending`: after `SemShare.complete_pending()`
     donor: DonorInfo | None = None  # set once `remembered` is "done"
 
@@ -222,6 +255,8 @@ class TextDelta:
     text: str
     token_ids: list[int] = field(default_factory=list)
     answer: Answer | None = None
+    index: int = 0  # of the continuation it belongs to
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each of `token_ids`, where asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from prompts import answerable, reworded, words
-from tiny import EOS_ID, FAMILIES, tiny_engine, tiny_model, tiny_tokenizer
+from tiny import EOS_ID, FAMILIES, VOCAB_SIZE, tiny_engine, tiny_model, tiny_tokenizer
 
 from semshare import (
     Answer,
@@ -28,7 +28,7 @@ from semshare.donors.embedders import ModelEmbedder
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
 from semshare.engine import keeper
-from semshare.engine.sampling import Sampler
+from semshare.engine.sampling import Picked, Sampler
 from semshare.engine.served import Served
 from semshare.kv import sequence
 from semshare.types import Scores
@@ -131,6 +131,35 @@ def test_seeds_repeat_and_greedy_ignores_them(engine: SemShare) -> None:
     assert tokens(seed=3) == tokens(seed=4) == tokens(temperature=1.0, top_k=1)
 
 
+def test_logprobs_are_those_of_scoring_the_answer(engine: SemShare) -> None:
+    options: dict[str, Any] = {"temperature": 0.8, "seed": 1, "logit_bias": {9: 3.0}}
+    answer = engine.generate(PAPER, max_tokens=8, policy=OFF, logprobs=3, **options)
+    assert answer.token_ids == engine.generate(PAPER, max_tokens=8, policy=OFF, **options).token_ids
+    (choice,) = answer.choices
+    assert (choice.text, choice.token_ids) == (answer.text, answer.token_ids)
+    assert choice.finish_reason == answer.finish_reason
+    score = engine.score(PAPER, answer.token_ids, policy=OFF)
+    assert [found.token_id for found in choice.logprobs] == answer.token_ids
+    told = torch.tensor([found.logprob for found in choice.logprobs])
+    torch.testing.assert_close(told, score.logprobs, atol=1e-4, rtol=0)
+    for found, logits in zip(choice.logprobs, score.logits, strict=True):
+        assert [token for token, _ in found.top] == logits.topk(3).indices.tolist()
+
+
+def test_answers_without_logprobs_have_none(engine: SemShare) -> None:
+    assert engine.generate(PAPER, max_tokens=3).choices[0].logprobs == ()
+
+
+def test_a_bias_bans_and_min_p_narrows(engine: SemShare) -> None:
+    greedy = engine.generate(PAPER, max_tokens=1, policy=OFF).token_ids
+    banned = engine.generate(PAPER, max_tokens=1, policy=OFF, logit_bias={greedy[0]: -100.0})
+    assert banned.token_ids != greedy
+    hot = engine.generate(PAPER, max_tokens=1, policy=OFF, temperature=5.0, min_p=1.0)
+    assert hot.token_ids == greedy
+    with pytest.raises(InvalidRequest, match=f"logit_bias names token {VOCAB_SIZE}"):
+        engine.generate(PAPER, logit_bias={VOCAB_SIZE: 1.0})
+
+
 # ------------------------------------------------------------- ends, streams
 
 
@@ -140,7 +169,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int]], None]:
 
     def script(tokens: Sequence[int]) -> None:
         left = iter(tokens)
-        monkeypatch.setattr(Sampler, "pick", lambda self, logits: next(left))
+        monkeypatch.setattr(Sampler, "pick", lambda self, logits: Picked(next(left), None))
 
     return script
 
@@ -187,6 +216,15 @@ def test_streamed_pieces_and_tokens_add_up_to_the_answer(engine: SemShare, says:
     assert "".join(piece.text for piece in pieces) == last.answer.text == text[:-1]
     assert [t for piece in pieces for t in piece.token_ids] == last.answer.token_ids
     assert not any("\ufffd" in piece.text for piece in pieces)
+
+
+def test_streamed_logprobs_come_with_their_tokens(engine: SemShare) -> None:
+    *pieces, last = engine.stream(PAPER, max_tokens=6, logprobs=0)
+    assert last.answer is not None
+    told = [found for piece in pieces for found in piece.logprobs]
+    assert tuple(told) == last.answer.choices[0].logprobs
+    for piece in pieces:
+        assert [found.token_id for found in piece.logprobs] == piece.token_ids
 
 
 def small_context(tokens: int) -> SemShare:

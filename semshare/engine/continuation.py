@@ -12,7 +12,7 @@ from semshare.engine.rows import AttentionRecord, PromptRows
 from semshare.engine.sampling import Sampler
 from semshare.engine.text import TextAssembler
 from semshare.kv.sequence import KVSequence
-from semshare.types import FinishReason, TextDelta
+from semshare.types import Choice, FinishReason, TextDelta, TokenLogprob
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +39,7 @@ class Continuation:
     index: int = 0
     record: AttentionRecord | None = None
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # where they are asked for
     finish_reason: FinishReason | None = None  # None: it goes on
     computed: int = 0  # tokens whose KV is in the sequence
     _given: int = 0  # tokens whose text has been given out
@@ -51,6 +52,13 @@ class Continuation:
     def ended(self) -> bool:
         """Whether no more tokens come."""
         return self.finish_reason is not None
+
+    @property
+    def choice(self) -> Choice:
+        """What it says, once it has ended."""
+        if self.finish_reason is None:
+            raise AssertionError("the answer goes on")
+        return Choice(self.text.text, self.tokens, self.finish_reason, tuple(self.logprobs))
 
     def next_rows(self, most: int) -> PromptRows:
         """The tokens whose KV is wanted next, at most `most`: the latest one, as a rule.
@@ -84,12 +92,14 @@ class Continuation:
 
     def take(self, logits: Tensor) -> None:
         """Pick the next token from `logits` `[vocab]` float32."""
-        token = self.sampler.pick(logits)
-        if token in self.eos:
+        picked = self.sampler.pick(logits)
+        if picked.token in self.eos:
             self.end("stop")
             return
-        self.tokens.append(token)
-        piece = self.text.push(token)
+        self.tokens.append(picked.token)
+        if picked.logprob is not None:
+            self.logprobs.append(picked.logprob)
+        piece = self.text.push(picked.token)
         if piece:
             self._give(piece)
         if self.text.stopped:
@@ -105,5 +115,7 @@ class Continuation:
             self._give(piece)
 
     def _give(self, piece: str) -> None:
-        self.emit(TextDelta(piece, self.tokens[self._given :]))
+        new = slice(self._given, None)
+        logprobs = tuple(self.logprobs[new])
+        self.emit(TextDelta(piece, self.tokens[new], index=self.index, logprobs=logprobs))
         self._given = len(self.tokens)

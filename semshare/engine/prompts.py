@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
 
+from semshare.engine.text import REPLACEMENT
 from semshare.errors import InvalidRequest, PromptTooLong
 from semshare.types import Ids, Prompt
 
@@ -115,9 +117,38 @@ class TokenTexts:
             pieces = self._tokenizer.convert_ids_to_tokens(new)
             for token, text, piece in zip(new, texts, pieces, strict=True):
                 # SentencePiece decoders strip the space that a lone word begins with.
-                lost = piece.startswith("▁") and not text.startswith(" ")
+                # An id that only pads the model's vocabulary has no piece, and no text.
+                lost = (piece or "").startswith("▁") and not text.startswith(" ")
                 self._texts[token] = " " + text if lost else text
         return [self._texts[token] for token in ids.tolist()]
+
+    def utf8(self, token: int) -> bytes:
+        """A token's text in UTF-8; where it is part of a character, the bytes it stands for.
+
+        So that the bytes of consecutive tokens are those of their text.
+        """
+        (text,) = self(np.array([token], dtype=np.int32))
+        if REPLACEMENT not in text:
+            return text.encode()
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        byte_fallback = re.fullmatch("<0x([0-9A-F]{2})>", piece)  # SentencePiece
+        if byte_fallback:
+            return bytes.fromhex(byte_fallback[1])
+        if all(character in _BYTE_OF for character in piece):  # byte-level BPE
+            return bytes(_BYTE_OF[character] for character in piece)
+        return text.encode()
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Character → byte, as GPT-2's byte-level BPE writes bytes as printable characters."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + number): byte for number, byte in enumerate(others)
+    }
+
+
+_BYTE_OF = _byte_level_alphabet()
 
 
 def eos_ids(hf_model: Any, tokenizer: Any) -> frozenset[int]:

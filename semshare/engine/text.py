@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-_REPLACEMENT = "\ufffd"  # what a tokenizer prints for a character that is not complete yet
+REPLACEMENT = "\ufffd"  # what a tokenizer prints for a character that is not complete yet
 
 
 class TextAssembler:
@@ -36,7 +36,7 @@ class TextAssembler:
         self._ids.append(token)
         context = self._decode(self._ids[self._context_start : self._decoded_to])
         window = self._decode(self._ids[self._context_start :])
-        if window.endswith(_REPLACEMENT):
+        if window.endswith(REPLACEMENT):
             return ""
         self._context_start, self._decoded_to = self._decoded_to, len(self._ids)
         self._text += window[len(context) :]

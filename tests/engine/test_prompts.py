@@ -129,6 +129,27 @@ def test_token_texts_keep_the_spaces_that_sentencepiece_decoders_strip() -> None
     assert mark_facts(ids, texts).negations.tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("text", ["plain words", "a€ 🙂 é漢", "\ufffd", "<|user|>"])
+def test_bytes_of_byte_level_tokens_are_those_of_their_text(text: str) -> None:
+    texts = TokenTexts(TOKENIZER)
+    ids = TOKENIZER(text)["input_ids"]
+    assert b"".join(texts.utf8(token) for token in ids) == text.encode()
+
+
+def test_bytes_of_tokens_of_sentencepiece() -> None:
+    vocabulary = {"<unk>": 0, "▁the": 1, "ective": 2, "<0xE2>": 3, "<0x82>": 4, "<0xAC>": 5}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    texts = TokenTexts(PreTrainedTokenizerFast(tokenizer_object=inner))
+    assert b"".join(texts.utf8(token) for token in (1, 2, 3, 4, 5)) == " theective€".encode()
+
+
+def test_an_id_that_only_pads_the_vocabulary_has_no_text() -> None:
+    assert TokenTexts(TOKENIZER).utf8(VOCAB_SIZE + 3) == b""
+
+
 @pytest.mark.parametrize(
     ("message", "kind"),
     [
