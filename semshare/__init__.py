@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from semshare.config import EngineConfig, ReusePolicy
 from semshare.errors import (
     BenchmarkRefused,
+    DeadlineExceeded,
+    Interrupted,
     InvalidPolicy,
     InvalidRequest,
     ModelNotAvailable,
@@ -40,10 +42,12 @@ __all__ = [
     "BenchmarkRefused",
     "ChatMessage",
     "Choice",
+    "DeadlineExceeded",
     "Divergence",
     "DonorInfo",
     "EngineConfig",
     "FreshReason",
+    "Interrupted",
     "InvalidPolicy",
     "InvalidRequest",
     "ModelNotAvailable",

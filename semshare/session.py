@@ -307,7 +307,7 @@ class Session:
 
         Its KV is held until the block ends.
         """
-        with self.lock:
+        with self.lock, torch.inference_mode():
             self.counters["requests"] += 1
             served = self.begin(request, watch)
         try:

@@ -285,7 +285,7 @@ def test_bad_options_are_refused_before_anything_runs(
 def test_a_stream_given_up_midway_releases_its_pages(engine: SemShare) -> None:
     engine.remember(DONOR)
     before = engine.pool.references(np.arange(engine.pool.n_pages)).tolist()
-    for used in (PREFIX, SEMANTIC):
+    for used in (OFF, SEMANTIC):
         stream = engine.stream(REWORDED, policy=used, max_tokens=40)
         next(stream)
         assert engine.pool.used_bytes > sum(d.bytes for d in engine.donors())
@@ -504,13 +504,13 @@ def test_what_is_forgotten_while_it_is_computed_is_not_kept(
 ) -> None:
     engine.remember(DONOR)
     engine.generate(REWORDED, max_tokens=1, policy=replace(SEMANTIC, remember=True))
-    first_history = engine._session._first_history
+    first_history = engine._session.first_history
 
     def forget_meanwhile(served: Served) -> Scores:
         engine.forget_all(forgotten)
         return first_history(served)
 
-    monkeypatch.setattr(engine._session, "_first_history", forget_meanwhile)
+    monkeypatch.setattr(engine._session, "first_history", forget_meanwhile)
     assert len(engine.complete_pending()) == kept
     assert len(engine.donors()) == 2 * kept
     assert engine.complete_pending() == []

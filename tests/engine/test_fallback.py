@@ -58,7 +58,7 @@ INJECTIONS: dict[str, Inject] = {
         e._session.executor, "load", fails_once(e._session.executor.load)
     ),
     "prefill": lambda e, patch: patch.setattr(
-        e._session.executor, "forward", fails_once(e._session.executor.forward)
+        e._session.executor, "run", fails_once(e._session.executor.run)
     ),
 }
 

@@ -14,7 +14,7 @@ from tiny import FAMILIES, tiny_engine
 from semshare import ReusePolicy, SemShare, TokenSource
 from semshare.config import SELECTION_NAMES
 from semshare.engine.adapter import NO_ROPE
-from semshare.engine.prefill import prefill
+from semshare.engine.prefill import Prefill
 from semshare.engine.stopwatch import Stopwatch
 from semshare.kv import sequence
 from semshare.kv.sequence import lay_out
@@ -249,8 +249,11 @@ def test_deviation_that_keeps_everything_is_exact() -> None:
     assert plan.deviation is not None
     everything = len(plan.deviation.candidates)
     schedule = replace(plan.deviation, keep=(everything,) * engine.model.n_layers)
-    run = prefill(engine._session.executor, replace(plan, deviation=schedule), Stopwatch(), room=0)
+    watch = Stopwatch()
+    run = Prefill(engine._session.executor, replace(plan, deviation=schedule), watch, room=0)
+    run.run(watch)
     run.sequence.release()
+    assert run.logits is not None
     assert run.rows_computed == len(plan.ids) * engine.model.n_layers
     expected = engine.score(TARGET, [5], policy=OFF).logits
     assert float((run.logits - expected).abs().max()) <= LIMIT
