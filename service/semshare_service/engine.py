@@ -41,6 +41,9 @@ class Engine(Protocol):
     ) -> ReusePlan:
         """Which tokens would be reused; no model runs."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's text in UTF-8; where it is part of a character, the bytes it stands for."""
+
     def complete_pending(self, *, limit: int | None = ...) -> list[DonorInfo]:
         """Compute in full what was answered from approximate KV and is to be remembered."""
 

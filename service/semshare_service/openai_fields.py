@@ -13,18 +13,15 @@ from semshare_service.errors import InvalidParameter
 
 # Field → values that ask for nothing; null asks for nothing everywhere.
 _COMMON: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "stream": (False,),
     "stream_options": (),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
-    "logit_bias": ({},),
 }
 COMPLETION_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     **_COMMON,
     "best_of": (1,),
     "echo": (False,),
-    "logprobs": (),
     "suffix": ("",),
 }
 CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -32,14 +29,12 @@ CHAT_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -61,7 +56,6 @@ CHAT_UNREAD = frozenset(
 
 _HINTS = {
     "stream": "streaming is not offered yet: leave it out or send false",
-    "n": "one answer a request is offered: send n requests, they share the prompt's KV",
 }
 
 

@@ -4,36 +4,86 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semshare.types import Answer, DonorInfo, FreshReason, Provenance, ReusePlan, TokenSource
+from semshare.types import (
+    Answer,
+    Choice,
+    DonorInfo,
+    FinishReason,
+    FreshReason,
+    Provenance,
+    ReusePlan,
+    TokenLogprob,
+    TokenSource,
+)
+from semshare_service.logprobs import TokenBytes, chat_logprobs, completion_logprobs
 
 Body: TypeAlias = dict[str, Any]
 
 
-def completion_body(answer: Answer, *, model: str, queue_s: float) -> Body:
-    """OpenAI's text completion with the `semshare` extension."""
+def completion_body(answer: Answer, *, model: str, queue_s: float, token_bytes: TokenBytes) -> Body:
+    """OpenAI's text completion with the `semshare` extension.
+
+    `token_bytes` holds all tokens that the answer's log-probabilities tell of.
+    """
     head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "model": model}
-    return head | _generation(answer, {"text": answer.text}, queue_s)
+    choices = [
+        _choice(index, choice, {"text": choice.text}, completion_logprobs, token_bytes)
+        for index, choice in enumerate(answer.choices)
+    ]
+    return head | _generation(answer, choices, queue_s)
 
 
-def chat_body(answer: Answer, *, model: str, queue_s: float) -> Body:
-    """OpenAI's chat completion with the `semshare` extension."""
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
+def chat_body(answer: Answer, *, model: str, queue_s: float, token_bytes: TokenBytes) -> Body:
+    """OpenAI's chat completion with the `semshare` extension.
+
+    `token_bytes` holds all tokens that the answer's log-probabilities tell of.
+    """
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "model": model}
-    return head | _generation(answer, {"message": message}, queue_s)
+    choices = [
+        _choice(
+            index,
+            choice,
+            {"message": {"role": "assistant", "content": choice.text, "refusal": None}},
+            chat_logprobs,
+            token_bytes,
+        )
+        for index, choice in enumerate(answer.choices)
+    ]
+    return head | _generation(answer, choices, queue_s)
 
 
-def _generation(answer: Answer, content: Body, queue_s: float) -> Body:
-    completion_tokens = len(answer.token_ids)
-    choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer.finish_reason}
+def _choice(
+    index: int,
+    choice: Choice,
+    content: Body,
+    logprobs: Callable[[Sequence[TokenLogprob], TokenBytes], Body],
+    token_bytes: TokenBytes,
+) -> Body:
+    return {
+        "index": index,
+        **content,
+        "logprobs": logprobs(choice.logprobs, token_bytes) if choice.logprobs else None,
+        "finish_reason": openai_finish_reason(choice.finish_reason),
+    }
+
+
+def openai_finish_reason(reason: FinishReason) -> str:
+    """`reason` in OpenAI's words: an answer that its deadline cut short is `length`."""
+    return "length" if reason == "deadline" else reason
+
+
+def _generation(answer: Answer, choices: list[Body], queue_s: float) -> Body:
+    completion_tokens = sum(len(choice.token_ids) for choice in answer.choices)
     return {
         "created": int(time.time()),
-        "choices": [choice],
+        "choices": choices,
         "usage": {
             "prompt_tokens": answer.prompt_tokens,
             "completion_tokens": completion_tokens,

@@ -12,6 +12,7 @@ from semshare.types import Answer, Prompt, TextDelta
 from semshare_service.engine import Engine
 from semshare_service.errors import ServiceUnavailable, UnknownModel
 from semshare_service.exchange import read_body, respond
+from semshare_service.logprobs import TokenBytes, named_tokens
 from semshare_service.replies import (
     Body,
     chat_body,
@@ -162,11 +163,15 @@ async def _generate(
     options = fields.options(service.settings.default_max_tokens)
     model = _served_model(service, fields.model)
 
-    def operation(engine: Engine, abandoned: Abandoned) -> Answer:
-        return _whole_answer(engine.stream(prompt, **options), abandoned)
+    def operation(engine: Engine, abandoned: Abandoned) -> tuple[Answer, TokenBytes]:
+        answer = _whole_answer(engine.stream(prompt, **options), abandoned)
+        named = named_tokens(found for choice in answer.choices for found in choice.logprobs)
+        return answer, {token: engine.token_bytes(token) for token in named}
 
     served = await service.worker.submit(operation)
-    return respond(request, reply(served.value, model=model, queue_s=served.queue_s))
+    answer, token_bytes = served.value
+    body = reply(answer, model=model, queue_s=served.queue_s, token_bytes=token_bytes)
+    return respond(request, body)
 
 
 def _whole_answer(deltas: Iterator[TextDelta], abandoned: Abandoned) -> Answer:

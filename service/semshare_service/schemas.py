@@ -5,6 +5,7 @@ Messages of errors name the field and what is allowed, never the value: it may b
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,8 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -31,6 +34,10 @@ from semshare_service.openai_fields import (
 
 _MAX_TOKEN_ID = 2**31 - 1  # ids are int32 in the engine
 _MAX_STOPS = 16
+_MAX_CHOICES = 64
+_MAX_COMPLETION_LOGPROBS = 5  # OpenAI's limits
+_MAX_CHAT_LOGPROBS = 20
+_MAX_BIAS = 100.0
 
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 
@@ -92,6 +99,20 @@ def _stop_strings(value: object) -> tuple[str, ...]:
     return tuple(items)
 
 
+def _biases(value: object) -> dict[int, float]:
+    """OpenAI's `logit_bias`: keys are token ids written as strings, since JSON has no others."""
+    biases = {} if value is None else value
+    if not isinstance(biases, dict):
+        raise ValueError("logit_bias must be a map from token ids to numbers")
+    if not all(key.isascii() and key.isdecimal() and int(key) <= _MAX_TOKEN_ID for key in biases):
+        raise ValueError(f"every key must be a token id, a whole number from 0 to {_MAX_TOKEN_ID}")
+    if not all(
+        type(bias) in (int, float) and -_MAX_BIAS <= bias <= _MAX_BIAS for bias in biases.values()
+    ):
+        raise ValueError(f"every bias must be a number from {-_MAX_BIAS} to {_MAX_BIAS}")
+    return {int(key): float(bias) for key, bias in biases.items()}
+
+
 def _plain_text(value: object) -> object:
     """A message's content as one string; OpenAI also sends it as a list of text parts."""
     if not isinstance(value, list):
@@ -107,6 +128,7 @@ def _plain_text(value: object) -> object:
 
 TokenIds = Annotated[list[int], BeforeValidator(_token_ids)]
 PromptField = Annotated[str | list[int], BeforeValidator(_one_prompt)]
+LogitBiasField = Annotated[dict[int, float], BeforeValidator(_biases)]
 StopField = Annotated[tuple[str, ...], BeforeValidator(_stop_strings)]
 # What an answer's message carries besides role and text; empty, it says nothing.
 _EMPTY_MESSAGE_FIELDS = (
@@ -173,12 +195,16 @@ class GenerationFields(ReuseFields):
     """What completions and chat completions have in common."""
 
     model: str | None = None
+    n: int | None = Field(default=None, ge=1, le=_MAX_CHOICES)
     max_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=_MAX_TOKEN_ID)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    logit_bias: LogitBiasField = Field(default_factory=dict)
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: StopField = ()
+    deadline_s: float | None = Field(default=None, gt=0)
 
     def options(self, default_max_tokens: int) -> GenerateOptions:
         """Keyword arguments of `Engine.stream`. Greedy unless a temperature is given."""
@@ -186,28 +212,42 @@ class GenerationFields(ReuseFields):
         return {
             "policy": policy,
             "namespace": namespace,
+            "n": self.n or 1,
             "max_tokens": self.token_limit() or default_max_tokens,
             "temperature": 0.0 if self.temperature is None else float(self.temperature),
             "top_p": 1.0 if self.top_p is None else float(self.top_p),
             "top_k": self.top_k or 0,
+            "min_p": 0.0 if self.min_p is None else float(self.min_p),
+            "logit_bias": self.logit_bias,
+            "logprobs": self.alternatives(),
             "seed": self.seed,
             "stop": self.stop,
+            "deadline_s": None if self.deadline_s is None else float(self.deadline_s),
         }
 
     def token_limit(self) -> int | None:
         """Most answer tokens, if the request says."""
         return self.max_tokens
 
+    @abstractmethod
+    def alternatives(self) -> int | None:
+        """How many alternatives are told with each token's log-probability; None: neither is."""
+
 
 class CompletionRequest(GenerationFields):
     """`POST /v1/completions`."""
 
     prompt: PromptField
+    logprobs: int | None = Field(default=None, ge=0, le=_MAX_COMPLETION_LOGPROBS)
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """`body` without OpenAI's fields that ask for nothing."""
         return readable_fields(body, COMPLETION_NEUTRAL, COMPLETION_UNREAD)
+
+    def alternatives(self) -> int | None:
+        """Here `logprobs` is their number."""
+        return self.logprobs
 
 
 class ChatRequest(GenerationFields):
@@ -215,6 +255,8 @@ class ChatRequest(GenerationFields):
 
     messages: Messages
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=_MAX_CHAT_LOGPROBS)
 
     @classmethod
     def read(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -224,6 +266,17 @@ class ChatRequest(GenerationFields):
     def token_limit(self) -> int | None:
         """`max_tokens` is OpenAI's older name; where both come, the newer one counts."""
         return self.max_completion_tokens or self.max_tokens
+
+    def alternatives(self) -> int | None:
+        """Here `logprobs` asks for log-probabilities, and `top_logprobs` is the number."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("alternatives come with log-probabilities: set logprobs to true")
+        return value
 
 
 class _PromptFields(StrictModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,16 @@ from semshare.config import ReusePolicy
 from semshare.errors import NotFound, PromptTooLong
 from semshare.types import (
     Answer,
+    Choice,
     DonorInfo,
+    FinishReason,
     FreshReason,
     Prompt,
     Provenance,
     ReusePlan,
     TextDelta,
     Timings,
+    TokenLogprob,
     TokenSource,
 )
 
@@ -107,8 +110,13 @@ class FakeEngine:
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        n: int = 1,
+        deadline_s: float | None = None,
     ) -> Iterator[TextDelta]:
         tokens = self._length(prompt)
         arguments = {
@@ -119,26 +127,40 @@ class FakeEngine:
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
+            "min_p": min_p,
+            "logit_bias": logit_bias,
+            "logprobs": logprobs,
             "seed": seed,
             "stop": stop,
+            "n": n,
+            "deadline_s": deadline_s,
         }
         self._begin("stream", arguments)
-        words = WORDS[:max_tokens]
+        reason: FinishReason = "length" if max_tokens <= len(WORDS) else "stop"
+        if deadline_s is not None:
+            reason = "deadline"
+        choices = tuple(_choice(index, max_tokens, reason, logprobs) for index in range(n))
+        first = choices[0]
         answer = Answer(
-            text="".join(words),
-            token_ids=list(range(len(words))),
+            text=first.text,
+            token_ids=first.token_ids,
             prompt_tokens=tokens,
-            finish_reason="length" if max_tokens <= len(WORDS) else "stop",
+            finish_reason=first.finish_reason,
             provenance=_provenance(tokens, policy),
             timings=Timings(tokenize_s=0.5, ttft_s=1.5),
+            choices=choices,
         )
         try:
-            for word in words:
-                yield TextDelta(word, [0])
+            for token in first.token_ids:
+                yield TextDelta(WORDS[token], [token])
             yield TextDelta("", [], answer)
         except GeneratorExit:
             self.given_up += 1
             raise
+
+    def token_bytes(self, token_id: int) -> bytes:
+        self.threads.add(threading.current_thread().name)
+        return WORDS[token_id].encode()
 
     def plan(
         self, prompt: Prompt, *, policy: ReusePolicy | None = None, namespace: str = "default"
@@ -168,6 +190,17 @@ class FakeEngine:
         finished = self.pending if limit is None else min(limit, self.pending)
         self.pending -= finished
         return [DonorInfo("d", "default", 1, BYTES_PER_TOKEN)] * finished
+
+
+def _choice(index: int, max_tokens: int, reason: FinishReason, logprobs: int | None) -> Choice:
+    """The words from number `index` on; each second likeliest, after the next one."""
+    ids = list(range(len(WORDS)))[index % len(WORDS) :][:max_tokens]
+    told: list[TokenLogprob] = []
+    if logprobs is not None:
+        for token in ids:
+            likeliest = ((token + 1) % len(WORDS), -0.5), (token, -1.25)
+            told.append(TokenLogprob(token, -1.25, likeliest[:logprobs]))
+    return Choice("".join(WORDS[token] for token in ids), ids, reason, tuple(told))
 
 
 def _mapping(tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

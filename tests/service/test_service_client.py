@@ -20,7 +20,7 @@ from semshare.config import ReusePolicy
 from semshare.errors import InvalidPolicy, NotFound, PoolExhausted, PromptTooLong
 from semshare.types import DonorInfo, Timings
 from semshare_service.app import create_app
-from semshare_service.client import AsyncClient, Client
+from semshare_service.client import AsyncClient, Client, CompletionChoice, NamedLogprob
 from semshare_service.errors import (
     InvalidParameter,
     QueueFull,
@@ -97,6 +97,34 @@ async def test_chat(caller: Any, engine: FakeEngine) -> None:
     answer = await caller.chat(HELLO, stop="x")
     assert (answer.text, answer.finish_reason) == ("".join(WORDS), "stop")
     assert engine.calls[0][1]["prompt"] == HELLO
+
+
+async def test_choices_with_logprobs(caller: Any, engine: FakeEngine) -> None:
+    options: dict[str, Any] = {
+        "max_tokens": 1,
+        "n": 2,
+        "logprobs": 1,
+        "min_p": 0.5,
+        "logit_bias": {7: 2.0},
+        "deadline_s": 60.0,
+    }
+    answer = await caller.complete("twelve chars", **options)
+    assert answer.choices == (
+        CompletionChoice(
+            "one", "length", (NamedLogprob("one", -1.25, ((" two", -0.5), ("one", -1.25))),)
+        ),
+        CompletionChoice(
+            " two", "length", (NamedLogprob(" two", -1.25, ((" three", -0.5), (" two", -1.25))),)
+        ),
+    )
+    assert (answer.text, answer.completion_tokens) == ("one", 2)
+    answer = await caller.chat(HELLO, **options)
+    assert answer.choices[1] == CompletionChoice(
+        " two", "length", (NamedLogprob(" two", -1.25, ((" three", -0.5),)),)
+    )
+    for _, arguments in engine.calls:
+        assert {name: arguments[name] for name in options} == options
+    assert (await caller.chat(HELLO)).choices[0].logprobs == ()
 
 
 async def test_donors(caller: Any, engine: FakeEngine) -> None:

@@ -54,6 +54,51 @@ async def test_chat(client: TestClient, engine: FakeEngine) -> None:
     assert engine.calls[1][1]["prompt"][1] == {"role": "assistant", "content": "".join(WORDS)}
 
 
+async def test_several_completions_with_logprobs(client: TestClient, engine: FakeEngine) -> None:
+    async with package_for(client) as package:
+        answer = await package.completions.create(
+            model="fake",
+            prompt="x",
+            n=2,
+            max_tokens=2,
+            logprobs=1,
+            logit_bias={"7": -100},
+            extra_body={"min_p": 0.1, "deadline_s": 30},
+        )
+    assert [(choice.index, choice.text) for choice in answer.choices] == [
+        (0, "one two"),
+        (1, " two three"),
+    ]
+    found = answer.choices[1].logprobs
+    assert found is not None
+    assert (found.tokens, found.token_logprobs) == ([" two", " three"], [-1.25, -1.25])
+    assert found.top_logprobs == [
+        {" three": -0.5, " two": -1.25},
+        {" four": -0.5, " three": -1.25},
+    ]
+    assert found.text_offset == [0, 4]
+    arguments = engine.calls[0][1]
+    assert (arguments["logit_bias"], arguments["min_p"]) == ({7: -100.0}, 0.1)
+    assert (arguments["n"], arguments["deadline_s"]) == (2, 30.0)
+
+
+async def test_chat_with_logprobs(client: TestClient) -> None:
+    messages: list[Any] = [{"role": "user", "content": "hello"}]
+    async with package_for(client) as package:
+        answer = await package.chat.completions.create(
+            model="fake", messages=messages, n=2, max_tokens=1, logprobs=True, top_logprobs=2
+        )
+    found = answer.choices[1].logprobs
+    assert found is not None
+    assert found.content is not None
+    (token,) = found.content
+    assert (token.token, token.logprob, bytes(token.bytes or [])) == (" two", -1.25, b" two")
+    assert [(other.token, other.logprob) for other in token.top_logprobs] == [
+        (" three", -0.5),
+        (" two", -1.25),
+    ]
+
+
 async def test_models(client: TestClient) -> None:
     async with package_for(client) as package:
         assert [model.id async for model in package.models.list()] == ["fake"]

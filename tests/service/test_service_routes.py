@@ -65,8 +65,11 @@ async def test_completions(client: TestClient, engine: FakeEngine, form: MediaTy
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 3,
+        "min_p": 0.25,
+        "logit_bias": {"7": -100},
         "seed": 4,
         "stop": "x",
+        "deadline_s": 9,
         "semshare": {"mode": "span", "namespace": "n"},
     }
     response, value = await exchange(client, "POST", "/v1/completions", body, form)
@@ -107,8 +110,13 @@ async def test_completions(client: TestClient, engine: FakeEngine, form: MediaTy
                 "temperature": 0.5,
                 "top_p": 0.9,
                 "top_k": 3,
+                "min_p": 0.25,
+                "logit_bias": {7: -100.0},
+                "logprobs": None,
                 "seed": 4,
                 "stop": ("x",),
+                "n": 1,
+                "deadline_s": 9.0,
             },
         )
     ]
@@ -131,6 +139,51 @@ async def test_chat_completions(client: TestClient, engine: FakeEngine, form: Me
     history = [*HELLO, choice["message"], {"role": "user", "content": "go on"}]
     response, _ = await exchange(client, "POST", "/v1/chat/completions", {"messages": history})
     assert response.status == 200
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_several_completions_with_logprobs(client: TestClient, form: MediaType) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 2, "n": 2, "logprobs": 1}
+    _, value = await exchange(client, "POST", "/v1/completions", body, form)
+    first, second = value["choices"]
+    assert (first["index"], first["text"]) == (0, "one two")
+    assert first["logprobs"] == {
+        "tokens": ["one", " two"],
+        "token_logprobs": [-1.25, -1.25],
+        "top_logprobs": [{" two": -0.5, "one": -1.25}, {" three": -0.5, " two": -1.25}],
+        "text_offset": [0, 3],
+    }
+    assert (second["index"], second["text"]) == (1, " two three")
+    assert second["logprobs"]["tokens"] == [" two", " three"]
+    assert value["usage"]["completion_tokens"] == 4  # of both
+    assert value["usage"]["total_tokens"] == 16
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_several_chats_with_logprobs(
+    client: TestClient, engine: FakeEngine, form: MediaType
+) -> None:
+    body = {"messages": HELLO, "max_tokens": 1, "n": 2, "logprobs": True, "top_logprobs": 1}
+    _, value = await exchange(client, "POST", "/v1/chat/completions", body, form)
+    assert [choice["message"]["content"] for choice in value["choices"]] == ["one", " two"]
+    assert value["choices"][0]["logprobs"] == {
+        "content": [
+            {
+                "token": "one",
+                "logprob": -1.25,
+                "bytes": [111, 110, 101],
+                "top_logprobs": [{"token": " two", "logprob": -0.5, "bytes": [32, 116, 119, 111]}],
+            }
+        ],
+        "refusal": None,
+    }
+    assert engine.threads == {"semshare-model"}
+
+
+async def test_an_answer_cut_short_by_its_deadline_is_of_its_length(client: TestClient) -> None:
+    body = {"prompt": PROMPT, "deadline_s": 0.5}
+    _, value = await exchange(client, "POST", "/v1/completions", body)
+    assert value["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -213,8 +266,8 @@ async def test_without_an_accept_header_the_form_is_the_requests(client: TestCli
     ("path", "body", "param"),
     [
         ("/v1/completions", {"prompt": "x", "stream": True}, "stream"),
-        ("/v1/completions", {"prompt": "x", "n": 2}, "n"),
-        ("/v1/completions", {"prompt": "x", "logprobs": 1}, "logprobs"),
+        ("/v1/completions", {"prompt": "x", "n": 65}, "n"),
+        ("/v1/completions", {"prompt": "x", "logprobs": 6}, "logprobs"),
         ("/v1/completions", {"prompt": "x", "speed": 1}, "speed"),
         ("/v1/completions", {}, "prompt"),
         ("/v1/completions", {"prompt": "x", "semshare": {"mode": "fast"}}, "semshare"),

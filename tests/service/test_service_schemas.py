@@ -50,13 +50,25 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
+        ("n", 0),
+        ("n", 65),
+        ("n", True),
         ("stream", True),
         ("echo", True),
-        ("logprobs", 0),
+        ("logprobs", 6),
+        ("logprobs", -1),
+        ("logprobs", True),
         ("best_of", 3),
         ("suffix", "x"),
-        ("logit_bias", {"50256": -100}),
+        ("logit_bias", {"50256": -101}),
+        ("logit_bias", {"50256": float("nan")}),
+        ("logit_bias", {"50256": "1"}),
+        ("logit_bias", {"50256": True}),
+        ("logit_bias", {"-1": 1}),
+        ("logit_bias", {"²": 1}),
+        ("logit_bias", {"the": 1}),
+        ("logit_bias", {str(2**31): 1}),
+        ("logit_bias", [50256]),
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("stream_options", {"include_usage": True}),
@@ -74,7 +86,10 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
         ("stop", ["x"] * 17),
         ("stop", 5),
         ("model", 5),
-        ("min_p", 0.1),
+        ("min_p", 1.1),
+        ("min_p", -0.1),
+        ("deadline_s", 0),
+        ("deadline_s", float("inf")),
         ("semshare", []),
     ],
 )
@@ -91,14 +106,16 @@ def test_what_can_not_be_honoured_is_refused_by_name(field: str, value: Any) -> 
         ("tool_choice", "required"),
         ("functions", [{}]),
         ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
+        ("logprobs", 1),
         ("top_logprobs", 2),
+        ("top_logprobs", 21),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("reasoning_effort", "high"),
         ("verbosity", "low"),
         ("web_search_options", {}),
-        ("n", 2),
+        ("best_of", 2),
+        ("n", 65),
         ("stream", True),
     ],
 )
@@ -144,9 +161,65 @@ def test_sampling_defaults_to_greedy() -> None:
         "temperature": 0.0,
         "top_p": 1.0,
         "top_k": 0,
+        "min_p": 0.0,
+        "logit_bias": {},
+        "logprobs": None,
         "seed": None,
         "stop": (),
+        "n": 1,
+        "deadline_s": None,
     }
+
+
+def test_null_asks_for_nothing() -> None:
+    for request, body in (
+        (CompletionRequest, {"prompt": "x"}),
+        (ChatRequest, {"messages": HELLO}),
+    ):
+        fields = ("n", "min_p", "logit_bias", "logprobs", "top_logprobs", "deadline_s")
+        nothing = {name: None for name in fields if name in request.model_fields}
+        assert request.parse(body | nothing).options(7) == request.parse(body).options(7)
+
+
+def test_what_is_sampled_and_told_reaches_the_engine() -> None:
+    body = {
+        "n": 64,
+        "min_p": 1,
+        "logit_bias": {"5": -100, "0": 1.5},
+        "deadline_s": 2,
+    }
+    completion = CompletionRequest.parse({"prompt": "x", "logprobs": 5} | body).options(7)
+    chat = ChatRequest.parse(
+        {"messages": HELLO, "logprobs": True, "top_logprobs": 20} | body
+    ).options(7)
+    for options, alternatives in ((completion, 5), (chat, 20)):
+        assert options["n"] == 64
+        assert options["min_p"] == 1.0
+        assert options["logit_bias"] == {5: -100.0, 0: 1.5}
+        assert options["deadline_s"] == 2.0
+        assert options["logprobs"] == alternatives
+
+
+@pytest.mark.parametrize(
+    ("fields", "alternatives"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": None}, 0),
+        ({"logprobs": True, "top_logprobs": 3}, 3),
+    ],
+)
+def test_logprobs_of_a_chat_are_asked_for_in_two_fields(
+    fields: dict[str, Any], alternatives: int | None
+) -> None:
+    assert ChatRequest.parse({"messages": HELLO, **fields}).alternatives() == alternatives
+
+
+def test_alternatives_without_logprobs_say_what_is_missing() -> None:
+    with pytest.raises(InvalidParameter, match="set logprobs to true"):
+        ChatRequest.parse({"messages": HELLO, "top_logprobs": 2})
 
 
 def test_the_newer_token_limit_counts() -> None:

@@ -68,6 +68,23 @@ async def test_answers_are_the_engines_own(real_engine: SemShare) -> None:
         assert (answer.text, answer.completion_tokens) == (text.text, len(text.token_ids))
 
 
+async def test_logprobs_are_the_engines_own(real_engine: SemShare) -> None:
+    own = tiny_engine().generate("hello", max_tokens=6, policy=OFF, logprobs=2)
+    async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
+        text = await client.complete("hello", max_tokens=6, policy=OFF, logprobs=2)
+        banned = own.token_ids[0]
+        other = await client.complete(
+            "hello", max_tokens=1, policy=OFF, logprobs=0, logit_bias={banned: -100.0}
+        )
+        with pytest.raises(InvalidRequest, match="logit_bias names token 1000"):
+            await client.complete("hello", logit_bias={1000: 1.0})
+    told = [found.logprob for found in text.choices[0].logprobs]
+    assert told == [found.logprob for found in own.choices[0].logprobs]
+    # Greedy, so that each token is the first of the likeliest.
+    assert [found.top[0][1] for found in text.choices[0].logprobs] == told
+    assert other.choices[0].logprobs[0].logprob < told[0]
+
+
 async def test_a_repeated_prompt_is_cached_without_loss(real_engine: SemShare) -> None:
     async with running(real_engine) as server, AsyncClient(url_of(server)) as client:
         first = await client.complete(TEXT, max_tokens=2, policy=ReusePolicy(mode="prefix"))

@@ -59,7 +59,11 @@ def complete(prompt: str | Sequence[int], options: Mapping[str, Any]) -> Call[Co
 
 def chat(messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> Call[Completion]:
     """`POST /v1/chat/completions`."""
-    body = {"messages": list(messages), **_generation_fields(options)}
+    fields = _generation_fields(options)
+    alternatives = fields.pop("logprobs", None)
+    if alternatives is not None:
+        fields |= {"logprobs": True, "top_logprobs": alternatives}
+    body = {"messages": list(messages), **fields}
     return Call("POST", "/v1/chat/completions", parse_completion, body)
 
 
@@ -134,6 +138,9 @@ def _generation_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         extension["namespace"] = namespace
     if extension:
         fields["semshare"] = extension
+    bias = fields.get("logit_bias")
+    if bias is not None:
+        fields["logit_bias"] = {str(token): value for token, value in bias.items()}
     stop = fields.get("stop")
     if stop is not None and not isinstance(stop, str):
         fields["stop"] = list(stop)

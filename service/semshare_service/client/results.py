@@ -34,13 +34,38 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedLogprob:
+    r"""How likely the model found a token and the likeliest others, in natural logarithms.
+
+    Tokens go by their texts; one that is part of a character is written `bytes:\xe2\x82`.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]  # of `complete`, with the token itself
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionChoice:
+    """One continuation of a prompt."""
+
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[NamedLogprob, ...]  # one for each token; empty where not asked for
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer, of `complete` and of `chat` alike."""
+    """An answer, of `complete` and of `chat` alike.
+
+    `text` and `finish_reason` are those of the first of `choices`; `completion_tokens` counts all.
+    """
 
     id: str
     model: str
     text: str
     finish_reason: FinishReason
+    choices: tuple[CompletionChoice, ...]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int  # reused without loss
@@ -86,13 +111,15 @@ class Readiness:
 
 def parse_completion(body: Mapping[str, Any]) -> Completion:
     """From the body of either completion route."""
-    choice, usage, extension = body["choices"][0], body["usage"], body["semshare"]
+    usage, extension = body["usage"], body["semshare"]
+    choices = tuple(_parse_choice(choice) for choice in body["choices"])
     timings = {field.name: extension["timings"][field.name] for field in fields(Timings)}
     return Completion(
         id=body["id"],
         model=body["model"],
-        text=choice["message"]["content"] if "message" in choice else choice["text"],
-        finish_reason=choice["finish_reason"],
+        text=choices[0].text,
+        finish_reason=choices[0].finish_reason,
+        choices=choices,
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
         cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
@@ -108,6 +135,32 @@ def parse_completion(body: Mapping[str, Any]) -> Completion:
         timings=Timings(**timings),
         remembered=extension["remembered"],
         donor=None if extension["donor"] is None else parse_donor(extension["donor"]),
+    )
+
+
+def _parse_choice(choice: Mapping[str, Any]) -> CompletionChoice:
+    found = choice["logprobs"]
+    if found is None:
+        logprobs: tuple[NamedLogprob, ...] = ()
+    elif "content" in found:  # of a chat
+        logprobs = tuple(
+            NamedLogprob(
+                entry["token"],
+                entry["logprob"],
+                tuple((other["token"], other["logprob"]) for other in entry["top_logprobs"]),
+            )
+            for entry in found["content"]
+        )
+    else:
+        columns = found["tokens"], found["token_logprobs"], found["top_logprobs"]
+        logprobs = tuple(
+            NamedLogprob(token, logprob, tuple(top.items()))
+            for token, logprob, top in zip(*columns, strict=True)
+        )
+    return CompletionChoice(
+        text=choice["message"]["content"] if "message" in choice else choice["text"],
+        finish_reason=choice["finish_reason"],
+        logprobs=logprobs,
     )
 
 
