@@ -11,16 +11,22 @@ from hypothesis import strategies as st
 from properties import examples
 
 from semshare import InvalidRequest
-from semshare.planning.retention import DECAY, layer_budgets, retained
+from semshare.planning.retention import layer_budgets, retained
+
+FOURFOLD = math.log(4)  # the last layer keeps a quarter of what the first does
 
 
 def test_budgets_by_hand() -> None:
     # Three layers fall as 1, 1/2, 1/4. The 24 tokens that are half of 48 would be 13.7, 6.9, 3.4.
-    assert math.exp(-DECAY) == pytest.approx(0.25)
-    assert layer_budgets(16, 3, 0.5, at_least=0) == (14, 7, 3)
+    assert layer_budgets(16, 3, 0.5, at_least=0, decay=FOURFOLD) == (14, 7, 3)
     # Of 36 tokens the first layer would keep 20.6: it keeps all 16, the others 2/3 and 1/3 of 20.
-    assert layer_budgets(16, 3, 0.75, at_least=0) == (16, 13, 7)
-    assert layer_budgets(16, 3, 0.5, at_least=5) == (13, 6, 5)
+    assert layer_budgets(16, 3, 0.75, at_least=0, decay=FOURFOLD) == (16, 13, 7)
+    assert layer_budgets(16, 3, 0.5, at_least=5, decay=FOURFOLD) == (13, 6, 5)
+
+
+def test_layers_keep_alike_unless_told_otherwise_and_the_shallow_ones_what_is_left_over() -> None:
+    assert layer_budgets(16, 3, 0.5, at_least=4) == (8, 8, 8)
+    assert layer_budgets(10, 3, 17 / 30, at_least=4) == (6, 6, 5)
 
 
 def test_a_share_of_one_keeps_everything_and_a_small_one_what_must_be_kept() -> None:
@@ -41,13 +47,15 @@ def test_a_share_out_of_range_is_refused(share: float) -> None:
     n_layers=st.integers(1, 40),
     shares=st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)),
     at_least=st.integers(0, 40),
+    decay=st.floats(0.0, 4.0),
 )
 @examples(200)
 def test_budgets_add_up_shrink_with_depth_and_grow_with_the_share(
-    n_tokens: int, n_layers: int, shares: tuple[float, float], at_least: int
+    n_tokens: int, n_layers: int, shares: tuple[float, float], at_least: int, decay: float
 ) -> None:
     lower, higher = (
-        layer_budgets(n_tokens, n_layers, share, at_least=at_least) for share in sorted(shares)
+        layer_budgets(n_tokens, n_layers, share, at_least=at_least, decay=decay)
+        for share in sorted(shares)
     )
     floor = min(at_least, n_tokens)
     for share, budgets in zip(sorted(shares), (lower, higher), strict=True):
@@ -62,8 +70,8 @@ def test_budgets_add_up_shrink_with_depth_and_grow_with_the_share(
 def test_budgets_are_the_clipped_exponential_to_within_a_token(
     n_tokens: int, n_layers: int, share: float
 ) -> None:
-    budgets = layer_budgets(n_tokens, n_layers, share, at_least=0)
-    falling = np.exp(-DECAY * np.arange(n_layers) / (n_layers - 1))
+    budgets = layer_budgets(n_tokens, n_layers, share, at_least=0, decay=FOURFOLD)
+    falling = np.exp(-FOURFOLD * np.arange(n_layers) / (n_layers - 1))
     low, high = 0.0, 4.0  # r_0, by bisection: at 4 the last layer keeps everything, too
     for _ in range(60):
         middle = (low + high) / 2
