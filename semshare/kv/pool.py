@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semshare.errors import InvalidRequest, PoolExhausted
+from semshare.kv.codec import Int8Codec
 from semshare.types import Slots
 
 Pages = NDArray[np.int64]  # page numbers; page p holds slots p × page_size … (p+1) × page_size − 1
+Cells = NDArray[np.int64]  # cell numbers, see `KVPool`
 
 
 class KVPool:
@@ -22,6 +24,14 @@ class KVPool:
     `[kv_heads, head_dim]`; keys are rotated for the position they were computed at. A page is
     free when nobody holds a reference to it. The memory is reserved at once and touched as pages
     are written, so an empty pool costs address space only.
+
+    A slot is one token in all layers, a *cell* one token in one layer: layer l's part of slot s is
+    cell l × n_slots + s of `all_keys` and `all_values`, `[n_layers × n_slots, kv_heads, head_dim]`,
+    of which `keys[l]` and `values[l]` are parts. So a prompt that keeps another number of tokens in
+    each layer (`kv/retained.py`) may put any layer's tokens into any cells of its pages.
+
+    A page can hold compressed tokens in place of slots (`kv/compressed.py`). They are addressed by
+    *virtual slots* from `n_slots` on: row r of page p is n_slots + p × compressed_per_page + r.
 
     Args:
         n_layers, n_kv_heads, head_dim, dtype, device: of the model.
@@ -42,18 +52,22 @@ class KVPool:
         page_size: int,
     ) -> None:
         self.page_size = page_size
-        self.bytes_per_slot = 2 * n_layers * n_kv_heads * head_dim * dtype.itemsize
+        self.codec = Int8Codec(n_kv_heads, head_dim)
+        cell_bytes = n_kv_heads * head_dim * dtype.itemsize  # of keys, and as many of values
+        self.bytes_per_slot = 2 * n_layers * cell_bytes
+        self.compressed_per_page = page_size * cell_bytes // self.codec.bytes_per_token
         self.n_pages = budget_bytes // (self.bytes_per_slot * page_size)
         if self.n_pages == 0:
             raise InvalidRequest(
                 f"kv_budget_bytes is {budget_bytes}: one page of {page_size} slots takes "
                 f"{self.bytes_per_slot * page_size} bytes with this model"
             )
-        shape = (self.n_pages * page_size, n_kv_heads, head_dim)
-        self.keys: list[Tensor] = [
-            torch.empty(shape, dtype=dtype, device=device) for _ in range(n_layers)
-        ]
-        self.values: list[Tensor] = [torch.empty_like(key) for key in self.keys]
+        shape = (n_layers * self.n_slots, n_kv_heads, head_dim)
+        self.all_keys = torch.empty(shape, dtype=dtype, device=device)
+        self.all_values = torch.empty_like(self.all_keys)
+        by_layer = (n_layers, self.n_slots, n_kv_heads, head_dim)
+        self.keys: list[Tensor] = list(self.all_keys.view(by_layer).unbind())
+        self.values: list[Tensor] = list(self.all_values.view(by_layer).unbind())
         # Called with a number of pages when too few are free; may free some.
         self.reclaim: Callable[[int], None] | None = None
         self._references = np.zeros(self.n_pages, dtype=np.int32)
@@ -86,8 +100,14 @@ class KVPool:
         return (pages[:, None] * self.page_size + np.arange(self.page_size)).reshape(-1)
 
     def pages_of(self, slots: Slots) -> Pages:
-        """The distinct pages that hold `slots`, ascending."""
-        return np.unique(slots // self.page_size)
+        """The distinct pages that hold `slots`, virtual ones among them or not, ascending."""
+        virtual = slots >= self.n_slots
+        plain, compressed = slots[~virtual], slots[virtual] - self.n_slots
+        return np.union1d(plain // self.page_size, compressed // self.compressed_per_page)
+
+    def cells_of(self, layer: int, slots: Slots) -> Cells:
+        """Where `layer`'s part of `slots` lies in `all_keys` and `all_values`."""
+        return layer * self.n_slots + slots
 
     def allocate(self, n_slots: int) -> Pages:
         """Take free pages for `n_slots` slots, with one reference each.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -171,3 +174,15 @@ def test_slots_and_pages_of_each_other() -> None:
     np.testing.assert_array_equal(pool.pages_of(np.array([23, 8, 20, 9])), [2, 5])
     assert [pool.pages_for(n) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
     assert len(pool.slots_of(np.empty(0, np.int64))) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own count")
+def test_an_empty_pool_takes_no_memory() -> None:
+    def resident_bytes() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident_bytes()
+    pool = small_pool((1 << 30) // (4 * PAGE_BYTES))
+    assert pool.all_keys.nbytes == pool.all_values.nbytes == 1 << 29
+    assert resident_bytes() - before < 1 << 26
