@@ -281,7 +281,9 @@ class SemShare:
                 )
         if deadline_s is not None and not 0 < deadline_s < math.inf:
             raise InvalidRequest(f"deadline_s is {deadline_s!r}: it must be above 0, in seconds")
-        sampling = SamplingParams(temperature, top_p, top_k, seed, min_p, logit_bias or {}, logprobs)
+        sampling = SamplingParams(
+            temperature, top_p, top_k, seed, min_p, logit_bias or {}, logprobs
+        )
         sampling.check_vocabulary(self.model.vocab_size)
         ids = self._session.encoder.prompt_ids(prompt)
         request = Request(

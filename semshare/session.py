@@ -104,9 +104,7 @@ class Session:
             max_answers=config.max_answers,
         )
 
-    def begin(
-        self, request: Request, watch: Stopwatch, *, in_full_if_short: bool = True
-    ) -> Served:
+    def begin(self, request: Request, watch: Stopwatch, *, in_full_if_short: bool = True) -> Served:
         """From ids to a plan, with the slots that it takes. Nothing is computed yet.
 
         Args:
@@ -144,9 +142,7 @@ class Session:
         except Exception as error:  # reuse may cost speed, never an answer
             self.counters[f"fallback:{watch.stage}"] += 1
             log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
-            return Planned(
-                full_plan(ids), mode, fallback=f"{watch.stage}: {type(error).__name__}"
-            )
+            return Planned(full_plan(ids), mode, fallback=f"{watch.stage}: {type(error).__name__}")
 
     def draft(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Draft:
         """Find donors → align → guard. Touches no model."""

@@ -70,25 +70,29 @@ class Executor:
                 computed[index] += len(rows.slots)
             hidden = self._layer(layer, hidden, prepared)
         wanted = [rows.n_logits for rows in several]
-        parts = hidden.split([len(rows.slots) for rows in prepared])
+        parts = torch.split(hidden, [len(rows.slots) for rows in prepared])
         last = _joined([part[len(part) - n :] for part, n in zip(parts, wanted, strict=True)])
-        logits = self.adapter.logits(last).split(wanted)
+        logits = torch.split(self.adapter.logits(last), wanted)
         return [ForwardResult(*result) for result in zip(logits, computed, strict=True)]
 
     def _layer(self, layer: int, hidden: Tensor, several: Sequence[PreparedRows]) -> Tensor:
         kind = self.adapter.rope_kinds[layer]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         lengths = [len(rows.slots) for rows in several]
-        inputs = [part.split(lengths) for part in self.adapter.attention_inputs(layer, hidden)]
+        inputs = [
+            torch.split(part, lengths) for part in self.adapter.attention_inputs(layer, hidden)
+        ]
         rest, attended = [], []
-        for rows, h, q, k, v in zip(several, hidden.split(lengths), *inputs, strict=True):
-            k = rows.upright(k, kind)
-            kept = rows.kept(layer, k, v)
+        for rows, before, query, key, value in zip(
+            several, torch.split(hidden, lengths), *inputs, strict=True
+        ):
+            of_rows = before, query, rows.upright(key, kind), value
+            kept = rows.kept(layer, *of_rows[2:])
             if kept is not None:
-                h, q, k, v = (part[kept] for part in (h, q, k, v))
-            write_slots(keys, values, self._index(rows.slots), k, v)
-            rest.append(h)
-            attended.append(rows.attend(layer, q))
+                of_rows = tuple(part[kept] for part in of_rows)
+            write_slots(keys, values, self._index(rows.slots), *of_rows[2:])
+            rest.append(of_rows[0])
+            attended.append(rows.attend(layer, of_rows[1]))
         return self.adapter.layer_output(layer, _joined(rest), _joined(attended))
 
     def forward(

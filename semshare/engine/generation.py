@@ -24,7 +24,7 @@ class Request:
     policy: ReusePolicy
     namespace: str
     max_tokens: int  # of each answer
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = SamplingParams()  # noqa: RUF009 - frozen
     stop: tuple[str, ...] = ()
     n: int = 1  # answers
     deadline: float | None = None  # by `time.monotonic()`

@@ -50,9 +50,7 @@ class Repair:
         """The next tokens of the prompt, at most `most`."""
         return self._prefill.next_rows(most)
 
-    def took(
-        self, rows: PromptRows, result: ForwardResult, readers: Sequence[KVSequence]
-    ) -> None:
+    def took(self, rows: PromptRows, result: ForwardResult, readers: Sequence[KVSequence]) -> None:
         """`rows` have been computed; `readers` of the mixture read them from now on."""
         self._prefill.took(rows, result)
         upto = self._prefill.computed_upto

@@ -62,8 +62,13 @@ class AttentionRecord:
 class Rows(Protocol):
     """Rows of one pass."""
 
-    ids: NDArray[np.integer]  # [n]
-    n_logits: int  # of how many rows, the last ones, the next token's logits are wanted
+    @property
+    def ids(self) -> NDArray[np.integer]:
+        """`[n]`."""
+
+    @property
+    def n_logits(self) -> int:
+        """Of how many rows, the last ones, the next token's logits are wanted."""
 
     def prepare(self, adapter: ModelAdapter, pool: KVPool) -> PreparedRows:
         """What they need in each layer, from the KV as it lies now."""
@@ -213,8 +218,8 @@ class _PreparedDecode:
     def upright(self, key: Tensor, kind: str) -> Tensor:
         return key if kind == NO_ROPE else apply_rotary(key, *self._rope[kind])
 
-    def kept(self, layer: int, key: Tensor, value: Tensor) -> None:
-        return None
+    def kept(self, *_: object) -> None:
+        return None  # every answer gets its token
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         adapter = self._adapter

@@ -46,7 +46,9 @@ class Stages(Protocol):
     def repaired(self, served: Served, sequence: KVSequence) -> None:
         """`sequence` has the prompt's exact KV, which was mixed before."""
 
-    def continuation(self, generation: Generation, index: int, sequence: KVSequence) -> Continuation:
+    def continuation(
+        self, generation: Generation, index: int, sequence: KVSequence
+    ) -> Continuation:
         """A new answer of a prefilled prompt."""
 
     def answer(self, generation: Generation) -> Answer:
@@ -230,7 +232,9 @@ class Scheduler:
             tasks.append(_Task(rows, took, partial(self._prefill_failed, generation)))
         return tasks
 
-    def _took_prefill(self, generation: Generation, rows: PromptRows, result: ForwardResult) -> None:
+    def _took_prefill(
+        self, generation: Generation, rows: PromptRows, result: ForwardResult
+    ) -> None:
         served = generation.prompt
         generation.watch.add("prefill", self._pass_s)
         served.took(rows, result)

@@ -188,9 +188,9 @@ class KVSequence:
         end = self.length + n
         if end > len(self._slots):
             more = max(end - len(self._slots), ROOM_TOKENS)
-            self._slots, self._shifts, self._is_own = (
-                np.pad(part, (0, more)) for part in (self._slots, self._shifts, self._is_own)
-            )
+            self._slots = np.pad(self._slots, (0, more))
+            self._shifts = np.pad(self._shifts, (0, more))
+            self._is_own = np.pad(self._is_own, (0, more))
         self._slots[self.length : end] = self._take(n)
         self._shifts[self.length : end] = 0
         self._is_own[self.length : end] = True

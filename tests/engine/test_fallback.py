@@ -115,7 +115,7 @@ def test_the_first_look_of_query_attention_may_fail_too(
     monkeypatch.setattr(engine._session.keeper, "cache_prefix", lambda *_: None)
     expected = engine.score(PROMPT, "abc", policy=OFF)
     before = references(engine)
-    monkeypatch.setattr("semshare.engine.executor.attention_mass", fails)
+    monkeypatch.setattr("semshare.engine.rows.attention_mass", fails)
     used = ReusePolicy(min_similarity=0.0, selection="query_attention")
     score = engine.score(PROMPT, "abc", policy=used)
     assert score.provenance.fallback == "prefill: RuntimeError"
