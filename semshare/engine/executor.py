@@ -28,6 +28,7 @@ from semshare_kernels import (
     apply_rotary,
     attention_mass,
     decode_attention,
+    few_rows_linears,
     mixed_attention,
     native,
     plan_decode,
@@ -150,6 +151,7 @@ class Executor:
 
         """
         step = _DecodeStep(self.adapter, key_tree(sequences), positions)
+        linears = few_rows_linears(len(sequences))
         hidden = self._embedded(ids)
         own = [
             sequence.own_slots(positions[index : index + 1])
@@ -158,12 +160,12 @@ class Executor:
         slots = self._index(np.concatenate(own))
         for index, kind in enumerate(self.adapter.rope_kinds):
             keys, values = self.pool.keys[index], self.pool.values[index]
-            q, k, v = self.adapter.attention_inputs(index, hidden)
+            q, k, v = self.adapter.attention_inputs(index, hidden, linears)
             write_slots(keys, values, slots, step.upright(k, kind), v)
             plan, queries = step.work(q, self.adapter.windows[index], kind)
             attended, _ = decode_attention(plan, queries, keys, values, self.adapter.scale)
-            hidden = self.adapter.layer_output(index, hidden, attended)
-        return self.adapter.logits(hidden)
+            hidden = self.adapter.layer_output(index, hidden, attended, linears)
+        return self.adapter.logits(hidden, linears)
 
     def _embedded(self, ids: NDArray[np.integer]) -> Tensor:
         return self.adapter.embed(torch.from_numpy(ids.astype(np.int64)).to(self.adapter.device))
