@@ -151,8 +151,8 @@ class Executor:
 
         """
         step = _DecodeStep(self.adapter, key_tree(sequences), positions)
-        linears = few_rows_linears(len(sequences))
         hidden = self._embedded(ids)
+        linears = few_rows_linears(hidden)
         own = [
             sequence.own_slots(positions[index : index + 1])
             for index, sequence in enumerate(sequences)

@@ -118,6 +118,7 @@ def test_sequences_together_have_the_logits_of_each_by_itself(
         sequence.release()
 
 
+@pytest.mark.skipif(native.library() is None, reason="no compiled loops here")
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
 def test_a_batchs_projections_are_all_made_for_few_rows(family: str) -> None:

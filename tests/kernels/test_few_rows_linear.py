@@ -190,15 +190,26 @@ def test_a_models_linears_are_taken_over_within_and_only_there() -> None:
         with mock.patch.object(cpu, "few_rows_linear", wraps=cpu.few_rows_linear) as loop:
             model(x)
             assert loop.call_count == 0
-            linears = few_rows_linears(ROWS)
+            linears = few_rows_linears(x)
             for _ in range(2):  # one may be entered again
                 with linears:
                     assert torch.equal(model(x), expected)
             assert loop.call_count == 4
 
 
-@pytest.mark.parametrize("rows", [cpu.MIN_ROWS - 1, cpu.MAX_ROWS + 1])
-def test_nothing_is_looked_at_where_rows_are_out_of_range(rows: int) -> None:
-    with few_rows_linears(rows), mock.patch.object(cpu, "runs_in_c") as asked:
-        nn.functional.linear(numbers(rows, 16), numbers(8, 16))
+@pytest.mark.parametrize(
+    "x",
+    [
+        numbers(cpu.MIN_ROWS - 1, 16),
+        numbers(cpu.MAX_ROWS + 1, 16),
+        numbers(ROWS, 16).double(),
+        numbers(ROWS, 16).to("meta"),
+        numbers(ROWS, 0),
+    ],
+    ids=["too few", "too many", "float64", "another device", "no columns"],
+)
+def test_nothing_is_looked_at_where_torch_is_taken_anyway(x: Tensor) -> None:
+    weight = torch.zeros(8, x.shape[1], dtype=x.dtype, device=x.device)
+    with few_rows_linears(x), mock.patch.object(cpu, "runs_in_c") as asked:
+        nn.functional.linear(x, weight)
     asked.assert_not_called()

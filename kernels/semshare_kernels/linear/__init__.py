@@ -44,15 +44,17 @@ def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     return functional.linear(x, weight, bias)
 
 
-def few_rows_linears(rows: int) -> AbstractContextManager[object]:
+def few_rows_linears(x: Tensor) -> AbstractContextManager[object]:
     """Within it, a model's own `torch.nn.Linear` modules compute by `few_rows_linear`.
 
+    It may be entered again and again. Around functions other than projections it only costs time.
+
     Args:
-        rows: that the model is called with; where they are too few or too many nothing is changed,
-            and nothing costs time.
+        x: `[..., hidden]` what the model's layers are called with; where torch's products are taken
+            for its rows, dtype or device anyway, nothing is taken over, and nothing costs time.
 
     """
-    return _FewRowsLinears() if cpu.MIN_ROWS <= rows <= cpu.MAX_ROWS else nullcontext()
+    return _FewRowsLinears() if cpu.takes(x) else nullcontext()
 
 
 class _FewRowsLinears(TorchFunctionMode):

@@ -15,18 +15,24 @@ from semshare_kernels.tiles.cpu import multiplies_in_amx
 MIN_ROWS, MAX_ROWS = 4, 64
 
 
-def runs_in_c(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether there is a compiled loop for this product, and it is faster than torch's."""
-    k = x.shape[-1]
+def takes(x: Tensor) -> bool:
+    """Whether products of these rows are faster in the compiled loop, if the weight suits it."""
     return (
-        weight.dim() == 2
-        and 0 < k == weight.shape[1]
-        and MIN_ROWS <= x.numel() // k <= MAX_ROWS
+        MIN_ROWS <= x.numel() // max(x.shape[-1], 1) <= MAX_ROWS
         and _plain(x, x.dtype)
-        and _plain(weight, x.dtype)
-        and (bias is None or (_plain(bias, x.dtype) and bias.shape == weight.shape[:1]))
         and _loop_for(x.dtype) is not None
         and not multiplies_in_amx(x.dtype)
+    )
+
+
+def runs_in_c(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether this product is made by the compiled loop: `takes`, and the weight suits it."""
+    return (
+        takes(x)
+        and weight.dim() == 2
+        and x.shape[-1] == weight.shape[1]
+        and _plain(weight, x.dtype)
+        and (bias is None or (_plain(bias, x.dtype) and bias.shape == weight.shape[:1]))
     )
 
 
