@@ -7,6 +7,7 @@ are wired, and that is all the two hooks below hold.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -41,6 +42,11 @@ FAMILIES: dict[str, Wiring] = {
 ADDITIVE_ROPE = ("default", "linear", "llama3", "yarn")
 
 NO_ROPE = "none"  # the rope kind of layers without position embedding (SmolLM3)
+
+# What projections run in: torch's own products, or `semshare_kernels.few_rows_linears`. Only
+# projections do, since every function of torch takes some microseconds more in that.
+Linears = AbstractContextManager[object]
+AS_TRANSFORMERS: Linears = nullcontext()
 
 
 class ModelAdapter:
@@ -127,35 +133,52 @@ class ModelAdapter:
             tables[kind] = Rotation(angles.cos(), angles.sin())
         return tables
 
-    def attention_inputs(self, index: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def attention_inputs(
+        self, index: int, hidden: Tensor, linears: Linears = AS_TRANSFORMERS
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Query `[n, heads, d]`, key and value `[n, kv_heads, d]` of a layer, before RoPE."""
         layer = self.layers[index]
         attention = layer.self_attn
         normed = layer.input_layernorm(hidden)
-        if self._wiring.fused_qkv:
-            widths = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
-            flat = attention.qkv_proj(normed).split([w * self.head_dim for w in widths], dim=-1)
-        else:
-            flat = (attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed))
+        with linears:
+            if self._wiring.fused_qkv:
+                widths = [w * self.head_dim for w in (self.n_heads, *[self.n_kv_heads] * 2)]
+                flat = attention.qkv_proj(normed).split(widths, dim=-1)
+            else:
+                flat = tuple(
+                    project(normed)
+                    for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+                )
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in flat)
         if self._wiring.qk_norm:
             q, k = attention.q_norm(q), attention.k_norm(k)
         return q, k, v
 
-    def layer_output(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
+    def layer_output(
+        self, index: int, hidden: Tensor, attended: Tensor, linears: Linears = AS_TRANSFORMERS
+    ) -> Tensor:
         """The layer's output `[n, hidden]`, from its input and `attended` `[n, heads, d]`."""
         layer = self.layers[index]
-        projected = layer.self_attn.o_proj(attended.reshape(len(hidden), -1))
+        flat = attended.reshape(len(hidden), -1)
+        with linears:
+            projected = layer.self_attn.o_proj(flat)
         if self._wiring.sandwich_norms:
             hidden = hidden + layer.post_attention_layernorm(projected)
-            mlp = layer.mlp(layer.pre_feedforward_layernorm(hidden))
-            return hidden + layer.post_feedforward_layernorm(mlp)  # type: ignore[no-any-return]
-        hidden = hidden + projected
-        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+            normed = layer.pre_feedforward_layernorm(hidden)
+        else:
+            hidden = hidden + projected
+            normed = layer.post_attention_layernorm(hidden)
+        with linears:
+            mlp = layer.mlp(normed)
+        if self._wiring.sandwich_norms:
+            mlp = layer.post_feedforward_layernorm(mlp)
+        return hidden + mlp  # type: ignore[no-any-return]
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, linears: Linears = AS_TRANSFORMERS) -> Tensor:
         """Next-token logits `[n, vocab]` float32 of final hidden rows `[n, hidden]`."""
-        logits = self.hf_model.lm_head(self._decoder.norm(hidden)).float()
+        normed = self._decoder.norm(hidden)
+        with linears:
+            logits = self.hf_model.lm_head(normed).float()
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits  # type: ignore[no-any-return]

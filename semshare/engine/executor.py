@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semshare.engine.adapter import ModelAdapter
+from semshare.engine.adapter import AS_TRANSFORMERS, Linears, ModelAdapter
 from semshare.engine.rows import (
     AttentionRecord,
     DecodeRows,
@@ -26,7 +26,7 @@ from semshare.engine.rows import (
 )
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence, Layout
-from semshare_kernels import native, realign_keys, write_slots
+from semshare_kernels import few_rows_linears, native, realign_keys, write_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +65,28 @@ class Executor:
         prepared = [rows.prepare(self.adapter, self.pool) for rows in several]
         computed = [0] * len(several)
         hidden = self.adapter.embed(self._index(np.concatenate([rows.ids for rows in several])))
+        linears = AS_TRANSFORMERS
+        if not any(rows.begins_the_prompt for rows in several):
+            linears = few_rows_linears(hidden)
         for layer in range(self.adapter.n_layers):
             for index, rows in enumerate(prepared):
                 computed[index] += len(rows.slots)
-            hidden = self._layer(layer, hidden, prepared)
+            hidden = self._layer(layer, hidden, prepared, linears)
         wanted = [rows.n_logits for rows in several]
         parts = torch.split(hidden, [len(rows.slots) for rows in prepared])
         last = _joined([part[len(part) - n :] for part, n in zip(parts, wanted, strict=True)])
-        logits = torch.split(self.adapter.logits(last), wanted)
+        logits = torch.split(self.adapter.logits(last, linears), wanted)
         return [ForwardResult(*result) for result in zip(logits, computed, strict=True)]
 
-    def _layer(self, layer: int, hidden: Tensor, several: Sequence[PreparedRows]) -> Tensor:
+    def _layer(
+        self, layer: int, hidden: Tensor, several: Sequence[PreparedRows], linears: Linears
+    ) -> Tensor:
         kind = self.adapter.rope_kinds[layer]
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         lengths = [len(rows.slots) for rows in several]
         inputs = [
-            torch.split(part, lengths) for part in self.adapter.attention_inputs(layer, hidden)
+            torch.split(part, lengths)
+            for part in self.adapter.attention_inputs(layer, hidden, linears)
         ]
         rest, attended = [], []
         for rows, before, query, key, value in zip(
@@ -93,7 +99,7 @@ class Executor:
             write_slots(keys, values, self._index(rows.slots), *of_rows[2:])
             rest.append(of_rows[0])
             attended.append(rows.attend(layer, of_rows[1]))
-        return self.adapter.layer_output(layer, _joined(rest), _joined(attended))
+        return self.adapter.layer_output(layer, _joined(rest), _joined(attended), linears)
 
     def forward(
         self,

@@ -70,6 +70,10 @@ class Rows(Protocol):
     def n_logits(self) -> int:
         """Of how many rows, the last ones, the next token's logits are wanted."""
 
+    @property
+    def begins_the_prompt(self) -> bool:
+        """Whether nothing is reused before them: then they get transformers' numbers to the bit."""
+
     def prepare(self, adapter: ModelAdapter, pool: KVPool) -> PreparedRows:
         """What they need in each layer, from the KV as it lies now."""
 
@@ -111,6 +115,11 @@ class PromptRows:
     deviation: DeviationSchedule | None = None
     record: AttentionRecord | None = None
 
+    @property
+    def begins_the_prompt(self) -> bool:
+        """See `Rows`."""
+        return int(self.positions[-1]) == len(self.ids) - 1
+
     def prepare(self, adapter: ModelAdapter, pool: KVPool) -> PreparedRows:
         """See `Rows`."""
         return _PreparedPrompt(adapter, pool, self)
@@ -128,6 +137,11 @@ class DecodeRows:
     def n_logits(self) -> int:
         """All rows'."""
         return len(self.ids)
+
+    @property
+    def begins_the_prompt(self) -> bool:
+        """They end it."""
+        return False
 
     def prepare(self, adapter: ModelAdapter, pool: KVPool) -> PreparedRows:
         """See `Rows`."""

@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from semshare.evaluation.bench_decode import WrongResult, in_turns
 from semshare.evaluation.environment import machine, versions
@@ -17,6 +18,7 @@ from semshare_kernels import (
     KeyTable,
     Rotation,
     apply_rotary,
+    few_rows_linear,
     mixed_attention,
     nearest_codes,
     plan_mixed,
@@ -29,30 +31,39 @@ from semshare_kernels.rotary import rotated
 # The bundled model's attention.
 _SHAPE = AttentionShape(9, 3, 64, torch.float32, torch.device("cpu"))
 _LAYERS = 30
+_LINEARS = (  # outputs and inputs of a layer's projections, and of the head
+    *((576, 576), (192, 576), (192, 576), (576, 576)),
+    *((1536, 576), (1536, 576), (576, 1536)),
+)
+_HEAD = (49_152, 576)
+_ROWS = (1, 4, 8, 16, 32, 64)
 _TOKENS, _QUERIES, _SEGMENTS = 5000, 500, 40
 _BITS, _DIM = 256, 128
 _LIMIT = 1e-4  # maximum error in float32, over rotations by up to thousands of positions
 
 
 def run_kernels(*, repeats: int) -> dict[str, Any]:
-    """Time mixed prefill, token matching and re-alignment.
+    """Time mixed prefill, token matching, re-alignment and products of few rows.
 
     Args:
         repeats: timed runs of each side, in turns; medians are compared.
 
     """
-    with progress_bar("kernels", 3, enabled=True) as (note, advance):
+    with progress_bar("kernels", 4, enabled=True) as (note, advance):
         note("mixed prefill")
         mixed = _mixed(repeats)
         advance("token matching")
         matching = _matching(repeats)
         advance("re-alignment")
         realign = _realign(repeats)
+        advance("products of few rows")
+        linear = _linear(repeats)
         advance("")
     return {
         "mixed_prefill": mixed,
         "token_matching": matching,
         "realign": realign,
+        "linear": linear,
         "machine": machine(),
         "versions": versions(),
     }
@@ -200,6 +211,49 @@ def _realign(repeats: int) -> dict[str, Any]:
         "copy_s": round(copy_s, 6),
         "gigabytes_per_s": round(2 * _LAYERS * before.nbytes / ours_s / 1e9, 2),
     }
+
+
+def _linear(repeats: int) -> list[dict[str, Any]]:
+    """A decode step's products, as torch makes them and as they are made for few rows.
+
+    Each layer has weights of its own, half a gigabyte in all, which no cache keeps from one step to
+    the next.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        torch.randn(shape, generator=generator) * shape[1] ** -0.5
+        for shape in (*_LINEARS * _LAYERS, _HEAD)
+    ]
+    rows = []
+    for n in _ROWS:
+        inputs = {k: torch.randn(n, k, generator=generator) for _, k in _LINEARS}
+
+        pairs = [(inputs[weight.shape[1]], weight) for weight in weights]
+
+        def ours(pairs: list[tuple[Tensor, Tensor]] = pairs) -> None:
+            for x, weight in pairs:
+                few_rows_linear(x, weight)
+
+        def by_torch(pairs: list[tuple[Tensor, Tensor]] = pairs) -> None:
+            for x, weight in pairs:
+                functional.linear(x, weight)
+
+        error = max(
+            float((few_rows_linear(x, weight) - functional.linear(x, weight)).abs().max())
+            for x, weight in pairs
+        )
+        _check(f"products of {n} rows", error, _LIMIT)
+        ours_s, torch_s = in_turns((ours, by_torch), repeats)
+        rows.append(
+            {
+                "rows": n,
+                "speedup": round(torch_s / ours_s, 2),
+                "ours_s": round(ours_s, 6),
+                "torch_s": round(torch_s, 6),
+                "max_error": error,
+            }
+        )
+    return rows
 
 
 def _check(what: str, error: float, limit: float) -> None:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from properties import examples
 from running import PAGE, pool_for, random_ids, transformers_logits
 from tiny import FAMILIES, VOCAB_SIZE, tiny_model
+from torch import nn
 
 from semshare.engine.adapter import ModelAdapter
 from semshare.engine.executor import Executor
 from semshare.kv.sequence import KVSequence, Layout, Segment, key_tree, lay_out
 from semshare.planning.plan import full_plan
-from semshare_kernels import native
+from semshare_kernels import linear, native
 from semshare_kernels.decode import cpu
 
 LIMIT = 1e-4  # max abs difference of float32 logits
@@ -114,6 +115,24 @@ def test_sequences_together_have_the_logits_of_each_by_itself(
             got = executor.decode(together, ids, positions)
         assert float((got - expected).abs().max()) <= LIMIT
     for sequence in (sequence for both in pairs for sequence in both):
+        sequence.release()
+
+
+@pytest.mark.skipif(native.library() is None, reason="no compiled loops here")
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_batchs_projections_are_all_made_for_few_rows(family: str) -> None:
+    executor, donor = donor_in(family)
+    rows = linear.cpu.MIN_ROWS
+    sequences = [reading(executor, donor, []) for _ in range(rows)]
+    positions = np.concatenate([sequence.own[1][:1] for sequence in sequences])
+    with mock.patch.object(linear, "few_rows_linear", wraps=linear.few_rows_linear) as product:
+        executor.decode(sequences, DONOR[:rows], positions)
+    projections = [m for m in executor.adapter.hf_model.modules() if isinstance(m, nn.Linear)]
+    asked = [call.args[1] for call in product.call_args_list]
+    assert {id(weight) for weight in asked} == {id(one.weight) for one in projections}
+    assert len(asked) == len(projections)
+    for sequence in sequences:
         sequence.release()
 
 

@@ -1,8 +1,8 @@
 """A few loops in C, compiled once with the machine's own compiler; absent where there is none.
 
 Everything works without them, more slowly: torch has no fused operation for a rotation on the way
-from slot to slot, for nearest codes, nor for attention of many sequences over keys they share
-(docs/decisions.md).
+from slot to slot, for nearest codes, nor for attention of many sequences over keys they share, and
+its matrix products are made for many rows (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from semshare_kernels.shape import AttentionShape
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 # Compiled for OpenMP but not linked with it: the calls find the runtime that torch has loaded, and
 # run on its threads.
 _COMPILE = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-fPIC")
@@ -80,7 +81,7 @@ def _built(compiler: str) -> Path:
     version = subprocess.run(  # noqa: S603
         [compiler, "--version"], capture_output=True, check=True, text=True
     ).stdout
-    sources = (source.read_text(encoding="utf-8") for source in _SOURCES)
+    sources = (source.read_text(encoding="utf-8") for source in (*_HEADERS, *_SOURCES))
     key = hashlib.sha256("\0".join((*sources, version, _cpu(), *_COMPILE)).encode()).hexdigest()[
         :16
     ]
@@ -125,6 +126,9 @@ def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
         if (attend := _attend_for(loaded, dtype)) is not None:
             attend.argtypes, attend.restype = [pointer], ctypes.c_int
     loaded.merge_parts.argtypes, loaded.merge_parts.restype = [pointer] * 6 + [number] * 3, None
+    for name in ("linear_float32", "linear_bfloat16"):
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [pointer] * 4 + [number] * 3, ctypes.c_int
     return loaded
 
 

@@ -12,11 +12,11 @@
 #include <immintrin.h>
 #endif
 
+#include "numbers.h"
+
 #ifdef __AVX512F__
-#define LANES 16
 #define KEYS_AT_ONCE 12  // keys × 2 vectors of rows in registers
 #else
-#define LANES 8
 #define KEYS_AT_ONCE 4
 #endif
 #define ROWS_AT_ONCE 8  // rows × 2 vectors of dimensions in registers
@@ -25,9 +25,7 @@
 #define DEPTH 272       // most dimensions; no power of two, so that rows don't share cache sets
 #define PAUSE 8         // dimensions of a product between asking for rows ahead
 #define AHEAD_BYTES 32768  // asked for ahead of a stream of keys; half and twice as many were slower
-#define INLINE static inline __attribute__((always_inline))
 
-typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float half_of_floats __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

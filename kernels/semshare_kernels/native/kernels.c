@@ -5,22 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "numbers.h"
+
 static inline float from_f32(float x) { return x; }
 static inline float to_f32(float x) { return x; }
-
-static inline float from_bf16(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-static inline uint16_t to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u);  // stays NaN
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // to the nearest, ties to even
-}
 
 // Keys [heads, d] of n tokens, read at slots `source` of `from` and written at slots `target` of
 // `to`, turned by their angles: cos, sin [n, half], of the planes (j, j + half).
