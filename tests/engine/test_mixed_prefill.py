@@ -149,9 +149,9 @@ def count_rows(monkeypatch: pytest.MonkeyPatch) -> Any:
         rows: list[int] = []
         original = engine.model.attention_inputs
 
-        def counting(index: int, hidden: torch.Tensor) -> Any:
+        def counting(index: int, hidden: torch.Tensor, *rest: Any) -> Any:
             rows.append(len(hidden))
-            return original(index, hidden)
+            return original(index, hidden, *rest)
 
         monkeypatch.setattr(engine.model, "attention_inputs", counting)
         return rows
