@@ -8,11 +8,10 @@ Nothing here knows how a prompt is planned or what is kept of it: see `Stages`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,49 +19,16 @@ import torch
 from semshare.engine.admission import Admission
 from semshare.engine.continuation import Continuation
 from semshare.engine.executor import Executor, ForwardResult
-from semshare.engine.failures import log_failure
 from semshare.engine.generation import Generation, Request
-from semshare.engine.repair import Repair
+from semshare.engine.repairs import Repairs
 from semshare.engine.rows import DecodeRows, PromptRows, Rows
 from semshare.engine.served import Served
+from semshare.engine.stages import Stages
 from semshare.engine.stopwatch import Stopwatch
+from semshare.engine.tasks import Task, compute
 from semshare.errors import DeadlineExceeded, Interrupted, PoolExhausted
 from semshare.kv.sequence import KVSequence
-from semshare.types import Answer, FinishReason, Ids, ReusePlan, TextDelta
-
-
-class Stages(Protocol):
-    """What happens to a prompt before its prefill and after its answer."""
-
-    def begin(self, request: Request, watch: Stopwatch, *, in_full_if_short: bool) -> Served:
-        """Find donors → align → guard → plan, and take slots."""
-
-    def prefilled(self, served: Served) -> None:
-        """The prompt's KV is there."""
-
-    def exact_plan(self, ids: Ids, namespace: str) -> ReusePlan:
-        """A plan that reuses exact prefixes only."""
-
-    def repaired(self, served: Served, sequence: KVSequence) -> None:
-        """`sequence` has the prompt's exact KV, which was mixed before."""
-
-    def continuation(
-        self, generation: Generation, index: int, sequence: KVSequence
-    ) -> Continuation:
-        """A new answer of a prefilled prompt."""
-
-    def answer(self, generation: Generation) -> Answer:
-        """The whole answer; what may be kept of its KV is kept."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Task:
-    """Rows of a pass, and what becomes of their results."""
-
-    rows: Rows
-    took: Callable[[ForwardResult], None]
-    failed: Callable[[Exception], None]
-    by_itself: bool = False  # in a pass of its own, so that no other request changes its numbers
+from semshare.types import FinishReason, TextDelta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,13 +67,12 @@ class Scheduler:
         self._stages = stages
         self._admission = admission
         self._prefill_rows = prefill_rows
-        self._repair_rows = repair_rows
+        self._repairs = Repairs(executor, stages, most_rows=repair_rows)
         self._max_answers = max_answers
         self._arrivals = count()
         self._prefilling: list[Generation] = []
         self._running: list[Generation] = []
         self._is_full = False  # nobody is admitted before somebody leaves
-        self._pass_s = 0.0  # seconds of the latest pass
         self.preemptions = 0
 
     def submit(self, request: Request, watch: Stopwatch) -> Generation:
@@ -120,7 +85,11 @@ class Scheduler:
         """One pass through the layers for everything that can go on."""
         self._drop_late()
         self._admit()
-        self._compute([*self._decodes(), *self._prefills(), *self._repairs()])
+        decodes = self._decodes()  # first: for its slots others may be sent back
+        prefills = self._prefills()
+        idle = not self._admission.waiting and len(self.active) == 1
+        repairs = self._repairs.tasks(self._in_order(), idle=idle)
+        compute(self._executor, [*decodes, *prefills, *repairs])
 
     def drop(self, generation: Generation) -> None:
         """End a request and give back all that it holds."""
@@ -134,6 +103,9 @@ class Scheduler:
     def rows_outside(self) -> int | None:
         """Most rows that may be computed between two steps; None for any number."""
         return self._prefill_rows if self._running or self._admission.waiting else None
+
+    def _in_order(self) -> list[Generation]:
+        return sorted(self._running, key=lambda one: one.arrival)
 
     @property
     def active(self) -> list[Generation]:
@@ -175,7 +147,10 @@ class Scheduler:
                 if active:
                     self._is_full = True
                     return
-                self._fail(generation, error)
+                if generation.has_answered:
+                    self._end(generation, "length")
+                else:
+                    self._fail(generation, error)
             except Exception as error:
                 self._fail(generation, error)
             else:
@@ -186,37 +161,9 @@ class Scheduler:
         answers = sum(one.request.n for one in self.active)
         return answers + generation.request.n <= self._max_answers
 
-    # ------------------------------------------------------------------ a pass
-
-    def _compute(self, tasks: Sequence[_Task]) -> None:
-        self._run([task for task in tasks if not task.by_itself])
-        for task in tasks:
-            if task.by_itself:
-                self._run([task])
-
-    def _run(self, tasks: Sequence[_Task]) -> None:
-        if not tasks:
-            return
-        started = time.perf_counter()
-        try:
-            results = self._executor.run([task.rows for task in tasks])
-        except Exception as error:
-            if len(tasks) == 1:
-                tasks[0].failed(error)
-            else:  # one by one, so that only the one whose fault it is fails
-                for task in tasks:
-                    self._run([task])
-            return
-        self._pass_s = time.perf_counter() - started
-        for task, result in zip(tasks, results, strict=True):
-            try:
-                task.took(result)
-            except Exception as error:
-                task.failed(error)
-
     # ---------------------------------------------------------------- prefills
 
-    def _prefills(self) -> list[_Task]:
+    def _prefills(self) -> list[Task]:
         """A chunk of each prompt, the oldest first, up to a step's rows.
 
         Where nobody waits for the next token the first prompt is not cut: that is fastest.
@@ -229,14 +176,14 @@ class Scheduler:
             rows = generation.prompt.next_rows(left if self._running else None)
             left -= len(rows.ids)
             took = partial(self._took_prefill, generation, rows)
-            tasks.append(_Task(rows, took, partial(self._prefill_failed, generation)))
+            tasks.append(Task(rows, took, partial(self._prefill_failed, generation)))
         return tasks
 
     def _took_prefill(
-        self, generation: Generation, rows: PromptRows, result: ForwardResult
+        self, generation: Generation, rows: PromptRows, result: ForwardResult, seconds: float
     ) -> None:
         served = generation.prompt
-        generation.watch.add("prefill", self._pass_s)
+        generation.watch.add("prefill", seconds)
         served.took(rows, result)
         if not served.prefilled:
             return
@@ -302,13 +249,13 @@ class Scheduler:
 
     # ----------------------------------------------------------------- answers
 
-    def _decodes(self) -> list[_Task]:
+    def _decodes(self) -> list[Task]:
         """The next rows of every answer: single tokens as one batch, whose shared KV is read once.
 
         Slots are taken for the oldest first; for them younger requests may be sent back.
         """
         steps: list[_Next] = []
-        for generation in sorted(self._running, key=lambda one: one.arrival):
+        for generation in self._in_order():
             for one in generation.going_on:
                 rows = self._rows_with_slots(generation, one)
                 if rows is not None:
@@ -335,7 +282,7 @@ class Scheduler:
         draws = sampling.seed is not None and not sampling.is_greedy
         return draws and self._executor.adapter.dtype != torch.float32
 
-    def _decode_task(self, steps: Sequence[_Next]) -> _Task:
+    def _decode_task(self, steps: Sequence[_Next]) -> Task:
         rows: Rows = steps[0].rows
         if len(steps) > 1 or self._joins_batch(steps[0]):
             rows = DecodeRows(
@@ -343,14 +290,14 @@ class Scheduler:
                 np.concatenate([step.rows.ids for step in steps]),
                 np.concatenate([step.rows.positions for step in steps]),
             )
-        return _Task(
+        return Task(
             rows,
             partial(self._took_decode, steps),
             partial(self._decode_failed, steps),
             by_itself=self._is_reproducible(steps[0].generation),
         )
 
-    def _took_decode(self, steps: Sequence[_Next], result: ForwardResult) -> None:
+    def _took_decode(self, steps: Sequence[_Next], result: ForwardResult, _seconds: float) -> None:
         for index, step in enumerate(steps):
             try:
                 step.continuation.took(step.rows, result.logits[index : index + 1])
@@ -362,59 +309,9 @@ class Scheduler:
         if len(steps) == 1:
             self._fail(steps[0].generation, error)
             return
-        for step in steps:
-            self._run([self._decode_task([step])])
-
-    # ----------------------------------------------------------------- repairs
-
-    def _repairs(self) -> list[_Task]:
-        """The next reused tokens to be computed exactly, the oldest request's first."""
-        tasks = []
-        left = self._repair_rows
-        for generation in sorted(self._running, key=lambda one: one.arrival):
-            if left <= 0 or not self._wants_repair(generation):
-                continue
-            repair = generation.repair or self._start_repair(generation)
-            if repair is None:
-                continue
-            rows = repair.next_rows(left)
-            left -= len(rows.ids)
-            took = partial(self._took_repair, generation, repair, rows)
-            tasks.append(_Task(rows, took, partial(self._repair_failed, generation)))
-        return tasks
-
-    def _wants_repair(self, generation: Generation) -> bool:
-        how = generation.request.policy.repair
-        if how == "off" or generation.prompt.exact or generation.repair_given_up:
-            return False
-        return how == "eager" or (not self._admission.waiting and len(self.active) == 1)
-
-    def _start_repair(self, generation: Generation) -> Repair | None:
-        """A repair begins when its turn comes: others may have computed the same text by then."""
-        served = generation.prompt
-        try:
-            plan = self._stages.exact_plan(served.ids, served.namespace)
-            generation.repair = Repair(self._executor, plan)
-        except Exception as error:
-            self._repair_failed(generation, error)
-        return generation.repair
-
-    def _took_repair(
-        self, generation: Generation, repair: Repair, rows: PromptRows, result: ForwardResult
-    ) -> None:
-        if generation.repair is not repair:
-            return  # the answer has just ended
-        repair.took(rows, result, [one.sequence for one in generation.going_on])
-        if repair.prompt_done:
-            for one in generation.going_on:
-                one.go_on_from(repair.sequence.fork(room=one.max_tokens))
-            generation.prompt.repaired_after = len(generation.continuations[0].tokens)
-            self._stages.repaired(generation.prompt, repair.sequence)
-
-    def _repair_failed(self, generation: Generation, error: Exception) -> None:
-        """The answer is as good as it would have been without a repair."""
-        log_failure("a repair failed", error)
-        generation.give_up_repair()
+        compute(
+            self._executor, [replace(self._decode_task([step]), by_itself=True) for step in steps]
+        )
 
     # ------------------------------------------------------------------- slots
 
@@ -447,7 +344,7 @@ class Scheduler:
             if generation in several:
                 several.remove(generation)
         generation.release()
-        generation.served = None
+        generation.prompt.forgotten = True  # its KV is gone: there is nothing to keep of it
         self._admission.waiting.append(generation)
         self._is_full = True
 
