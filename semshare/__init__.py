@@ -6,7 +6,6 @@ from semshare.config import EngineConfig, ReusePolicy
 from semshare.errors import (
     BenchmarkRefused,
     DeadlineExceeded,
-    Interrupted,
     InvalidPolicy,
     InvalidRequest,
     ModelNotAvailable,
@@ -14,6 +13,7 @@ from semshare.errors import (
     PoolExhausted,
     PromptTooLong,
     SemShareError,
+    StepFailed,
     UnsupportedModel,
 )
 from semshare.types import (
@@ -47,7 +47,6 @@ __all__ = [
     "DonorInfo",
     "EngineConfig",
     "FreshReason",
-    "Interrupted",
     "InvalidPolicy",
     "InvalidRequest",
     "ModelNotAvailable",
@@ -60,6 +59,7 @@ __all__ = [
     "Score",
     "SemShare",
     "SemShareError",
+    "StepFailed",
     "TextDelta",
     "Timings",
     "TokenLogprob",

@@ -9,7 +9,7 @@ SemShareError
 ├── ModelNotAvailable       weights, tokenizer or an optional package are missing
 ├── PoolExhausted           the KV byte budget is full of what is in use or pinned
 ├── DeadlineExceeded        a request's time was over before its first token
-├── Interrupted             the thread that computed for several requests was broken off
+├── StepFailed              a step that computed several requests broke off
 └── BenchmarkRefused        a benchmark whose correctness check failed, so no speed is reported
 
 Every message names the value, the limit and the way out.
@@ -85,17 +85,17 @@ class DeadlineExceeded(SemShareError, TimeoutError):
         return type(self), (self.waited_s,)
 
 
-class Interrupted(SemShareError):
-    """The thread that computed a step for several requests was broken off in the middle of it."""
+class StepFailed(SemShareError):
+    """A step that computed several requests broke off in a way that none of them explains."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(
-            f"{type(cause).__name__} broke off a step in which this request was computed too: "
-            "send it again"
+            f"a step that computed this request too broke off ({type(cause).__name__}; the log "
+            "says where): send it again"
         )
         self._cause = cause
 
-    def __reduce__(self) -> tuple[type[Interrupted], tuple[BaseException]]:
+    def __reduce__(self) -> tuple[type[StepFailed], tuple[BaseException]]:
         return type(self), (self._cause,)
 
 

@@ -29,6 +29,7 @@ from semshare.engine.failures import log_failure
 from semshare.engine.fair_lock import FairLock
 from semshare.engine.generation import Generation, Request
 from semshare.engine.keeper import Keeper
+from semshare.engine.openmp import let_go_of_threads
 from semshare.engine.prefill import Prefill
 from semshare.engine.prompts import PromptEncoder, TokenTexts, eos_ids
 from semshare.engine.rows import AttentionRecord
@@ -49,7 +50,8 @@ from semshare.types import Answer, DonorInfo, Ids, RememberState, ReusePlan, Sco
 class Session:
     """One model, its pool of KV and its donors, and what happens to a prompt.
 
-    `lock` is held for each prefill and each decode step, and for every look at the donors.
+    `lock` is held for each step and for every look at the donors. There is no thread of its own:
+    whoever waits for a piece of an answer computes a step, for all requests.
 
     Args:
         hf_model: a transformers causal LM of a supported family.
@@ -94,7 +96,7 @@ class Session:
         self.keeper = Keeper(self.library, lsh, self.token_texts)
         self.counters: Counter[str] = Counter()
         self._serving: WeakSet[Served] = WeakSet()  # whose KV may be kept yet
-        self.lock = FairLock()
+        self.lock = FairLock(on_release=let_go_of_threads)
         self.scheduler = Scheduler(
             self.executor,
             self,
@@ -103,6 +105,7 @@ class Session:
             repair_rows=config.repair_rows,
             max_answers=config.max_answers,
         )
+        let_go_of_threads()  # that loading the model has made
 
     def begin(self, request: Request, watch: Stopwatch, *, in_full_if_short: bool = True) -> Served:
         """From ids to a plan, with the slots that it takes. Nothing is computed yet.
@@ -190,10 +193,7 @@ class Session:
     # ------------------------------------------------------- what is asked for
 
     def stream(self, request: Request, watch: Stopwatch) -> Generator[TextDelta]:
-        """Pieces of the answers as they come, the last with the whole; closing it frees all.
-
-        Whoever waits for a piece runs the next step, for all requests.
-        """
+        """Pieces of the answers as they come, the last with the whole; closing it frees all."""
         with self.lock:
             self.counters["requests"] += 1
             generation = self.scheduler.submit(request, watch)
@@ -216,7 +216,7 @@ class Session:
     def _step(self) -> None:
         try:
             self.scheduler.step()
-        except BaseException as error:  # an interrupt, anywhere in the middle of a step
+        except BaseException as error:  # an interrupt, perhaps, anywhere in the middle of a step
             self.scheduler.abandon(error)
             raise
 

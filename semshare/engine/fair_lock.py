@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 
@@ -11,9 +12,14 @@ class FairLock:
     """A reentrant lock that goes to whoever has waited longest.
 
     A thread that runs step after step would take a plain lock again before others wake up.
+
+    Args:
+        on_release: called by a thread that is about to let go of it.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_release: Callable[[], None]) -> None:
+        self._on_release = on_release
         self._inner = threading.Lock()  # guards what follows
         self._owner: int | None = None
         self._depth = 0
@@ -44,6 +50,8 @@ class FairLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._depth == 1:
+            self._on_release()
         with self._inner:
             self._depth -= 1
             if self._depth:

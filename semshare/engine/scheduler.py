@@ -19,6 +19,7 @@ import torch
 from semshare.engine.admission import Admission
 from semshare.engine.continuation import Continuation
 from semshare.engine.executor import Executor, ForwardResult
+from semshare.engine.failures import log_failure
 from semshare.engine.generation import Generation, Request
 from semshare.engine.repairs import Repairs
 from semshare.engine.rows import DecodeRows, PromptRows, Rows
@@ -26,7 +27,7 @@ from semshare.engine.served import Served
 from semshare.engine.stages import Stages
 from semshare.engine.stopwatch import Stopwatch
 from semshare.engine.tasks import Task, compute
-from semshare.errors import DeadlineExceeded, Interrupted, PoolExhausted
+from semshare.errors import DeadlineExceeded, PoolExhausted, StepFailed
 from semshare.kv.sequence import KVSequence
 from semshare.types import FinishReason, TextDelta
 
@@ -365,8 +366,9 @@ class Scheduler:
 
     def abandon(self, cause: BaseException) -> None:
         """A step was broken off: nobody's KV can be trusted to be what its tokens say."""
-        for generation in self.active:
-            self._fail(generation, Interrupted(cause))
+        log_failure("a step was broken off", cause)
+        for generation in (*self.active, *self._admission.waiting):
+            self._fail(generation, StepFailed(cause))
 
     def _fail(self, generation: Generation, error: Exception) -> None:
         generation.error = error
