@@ -18,14 +18,16 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     """The service as an aiohttp application; nothing is bound and nothing runs yet.
 
     engine: a ready engine, or a function without arguments that makes one. The function is
-            called in the worker's thread when the application starts, so that `/health` answers
+            called in a worker's thread when the application starts, so that `/health` answers
             at once; until it has returned, `/ready` and the routes that need the model answer 503.
 
     Run it with `handler_cancellation=True` (`serve.run` does), otherwise requests whose client
     has gone stay in the queue.
     """
     worker = ModelWorker(
-        engine if callable(engine) else lambda: engine, queue_limit=settings.queue_limit
+        engine if callable(engine) else lambda: engine,
+        queue_limit=settings.queue_limit,
+        concurrency=settings.concurrency,
     )
 
     async def worker_life(_: web.Application) -> AsyncIterator[None]:

@@ -63,6 +63,9 @@ class ServiceSettings(BaseSettings):
     queue_limit: int = Field(
         default=32, ge=1, le=100_000, description="requests that may wait; one more gets 429"
     )
+    concurrency: int = Field(
+        default=16, ge=1, le=1024, description="requests that are served at the same time"
+    )
     max_body_bytes: ByteSize = Field(
         default=ByteSize(4 << 20), ge=1024, description="largest request body"
     )

@@ -1,8 +1,10 @@
-"""One thread that owns the engine, behind a bounded queue.
+"""A few threads that run operations on the engine, behind a bounded queue.
 
-The event loop only submits and awaits. A submitter that gives up (disconnect, time-out) takes
-its waiting job out of the queue; a running job is told and may stop between tokens. Between
-requests, prompts that wait to become donors are computed, one a turn.
+The event loop only submits and awaits. Answers that run at the same time are decoded together: the
+engine computes a step for all of them, in whichever thread waits for the next token. A submitter
+that gives up (disconnect, time-out) takes its waiting job out of the queue; a running job is told
+and may stop between tokens. While nothing runs, prompts that wait to become donors are computed,
+one a turn.
 """
 
 from __future__ import annotations
@@ -68,31 +70,44 @@ class _Job:
 
 
 class ModelWorker:
-    """Loads the engine in its own thread, then runs submitted operations one at a time.
+    """Loads the engine in a thread of its own, then runs submitted operations, some at a time.
 
     loaded: done once loading has ended; carries the exception where it failed.
+
+    Args:
+        load: makes the engine, which is thread-safe.
+        queue_limit: operations that may wait.
+        concurrency: operations that run at the same time.
+
     """
 
-    def __init__(self, load: EngineLoader, *, queue_limit: int) -> None:
+    def __init__(self, load: EngineLoader, *, queue_limit: int, concurrency: int) -> None:
         self._load = load
         self._queue_limit = queue_limit
+        self._concurrency = concurrency
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[_Job] = deque()
-        self._running: _Job | None = None
-        self._busy = False  # with the running job, or between jobs with a future donor
+        self._running: set[_Job] = set()
+        self._completing = False  # a prompt that waits to become a donor is being computed
+        self._may_have_pending = False
         self._state: WorkerState = "loading"
         self._stopping = False
         self._reason: str | None = None
         self._model: str | None = None
         self._max_context: int | None = None
         self._service_times: deque[float] = deque(maxlen=_RECENT)
-        self._thread = threading.Thread(target=self._main, name="semshare-model", daemon=True)
+        self._threads = [self._thread(self._main)]
+        self._working = 1  # of the threads
         self.loaded: Future[None] = Future()
         self.loaded.set_running_or_notify_cancel()  # waiting for it must not cancel it
 
     def start(self) -> None:
         """Start loading; returns at once."""
-        self._thread.start()
+        self._threads[0].start()
+
+    @staticmethod
+    def _thread(target: Callable[..., None], *args: object) -> threading.Thread:
+        return threading.Thread(target=target, args=args, name="semshare-model", daemon=True)
 
     async def submit(self, operation: Operation[T]) -> Served[T]:
         """Run `operation` in the worker's thread and await its result.
@@ -122,28 +137,31 @@ class ModelWorker:
                 max_context=self._max_context,
                 waiting=len(self._queue),
                 limit=self._queue_limit,
-                running=self._busy,
+                running=bool(self._running) or self._completing,
                 reason=self._reason,
             )
 
     def drain(self) -> None:
-        """Refuse new jobs and fail the waiting ones; the running one may end."""
+        """Refuse new jobs and fail the waiting ones; the running ones may end."""
         with self._changed:
             self._stopping = True
             self._fail_waiting()
             self._changed.notify_all()
 
     async def close(self, timeout_s: float) -> bool:
-        """Drain, tell the running job to give up, and wait for its end within a bound.
+        """Drain, tell the running jobs to give up, and wait for their end within a bound.
 
-        Returns whether the thread has ended; one that has not dies with the process.
+        Returns whether all threads have ended; those that have not die with the process.
         """
         self.drain()
         with self._changed:
-            if self._running is not None:
-                self._running.abandoned.set()
-        await asyncio.to_thread(self._thread.join, timeout_s)
-        if self._thread.is_alive():
+            for job in self._running:
+                job.abandoned.set()
+            threads = list(self._threads)
+        ends = time.monotonic() + timeout_s
+        for thread in threads:
+            await asyncio.to_thread(thread.join, max(ends - time.monotonic(), 0.0))
+        if any(thread.is_alive() for thread in threads):
             logger.warning("the model is still busy %.0f s after the stop", timeout_s)
             return False
         return True
@@ -172,7 +190,8 @@ class ModelWorker:
         """Whole seconds until the queue, as it stands, has been served; at least one."""
         recent = self._service_times
         mean = sum(recent) / len(recent) if recent else _FIRST_GUESS_S
-        return float(max(1, math.ceil(mean * (len(self._queue) + self._busy))))
+        ahead = len(self._queue) + len(self._running) + self._completing
+        return float(max(1, math.ceil(mean * ahead / self._concurrency)))
 
     def _fail_waiting(self) -> None:
         while self._queue:
@@ -184,19 +203,32 @@ class ModelWorker:
 
     def _main(self) -> None:
         engine = self._load_engine()
+        if engine is not None:
+            more = [self._thread(self._work, engine) for _ in range(self._concurrency - 1)]
+            with self._changed:
+                self._threads += more
+                self._working += len(more)
+            for thread in more:
+                thread.start()
+        self._work(engine)
+
+    def _work(self, engine: Engine | None) -> None:
+        """What each thread does; without an engine there is nothing to do."""
+        died_in: list[_Job] = []
         try:
             if engine is not None:
-                self._serve(engine)
+                self._serve(engine, died_in)
         finally:
             with self._changed:
+                self._working -= 1
                 if self._stopping:
-                    self._state = "stopped"
+                    self._state = self._state if self._working else "stopped"
                 elif self._state == "ready":  # something no operation may raise has ended it
-                    self._state, self._reason = "failed", "the worker's thread has died"
-                died_in, self._running, self._busy = self._running, None, False
+                    self._state, self._reason = "failed", "a worker's thread has died"
+                self._running.difference_update(died_in)
                 self._fail_waiting()
-            if died_in is not None:
-                died_in.future.set_exception(ServiceUnavailable("the worker's thread has died"))
+            for job in died_in:
+                job.future.set_exception(ServiceUnavailable("a worker's thread has died"))
 
     def _load_engine(self) -> Engine | None:
         started = time.monotonic()
@@ -219,24 +251,29 @@ class ModelWorker:
         self.loaded.set_result(None)
         return engine
 
-    def _serve(self, engine: Engine) -> None:
-        maybe_pending = False
+    def _serve(self, engine: Engine, mine: list[_Job]) -> None:
+        """Run jobs until the service stops; `mine` is the one that is running here."""
         while True:
             with self._changed:
-                while not self._queue and not self._stopping and not maybe_pending:
+                while not (self._queue or self._stopping or self._is_idle_with_pending()):
                     self._changed.wait()
                 if self._stopping:
                     return
-                job = self._queue.popleft() if self._queue else None
-                self._running, self._busy = job, True
-            if job is None:
-                maybe_pending = self._complete_one(engine)
+                if self._queue:
+                    mine.append(self._queue.popleft())
+                    self._running.update(mine)
+                else:
+                    self._completing = True
+            if mine:
+                self._run(engine, mine)
             else:
-                self._run(engine, job)
-                job = None  # its result or error is not kept until the next one comes
-                maybe_pending = True
+                self._complete_one(engine)
 
-    def _run(self, engine: Engine, job: _Job) -> None:
+    def _is_idle_with_pending(self) -> bool:
+        return self._may_have_pending and not self._running and not self._completing
+
+    def _run(self, engine: Engine, mine: list[_Job]) -> None:
+        job = mine[0]
         started = time.monotonic()
         value: Any = None
         error: Exception | None = None
@@ -248,9 +285,11 @@ class ModelWorker:
                 error = caught
         ended = time.monotonic()
         with self._changed:
-            self._running, self._busy = None, False
+            self._running.discard(mine.pop())
+            self._may_have_pending = True
             if claimed:
                 self._service_times.append(ended - started)
+            self._changed.notify_all()
         # Last, so that whoever waits for the result sees the worker free.
         if error is not None:
             job.future.set_exception(error)
@@ -258,15 +297,17 @@ class ModelWorker:
         elif claimed:
             job.future.set_result(Served(value, started - job.submitted))
 
-    def _complete_one(self, engine: Engine) -> bool:
-        """Compute one prompt that waits to become a donor; whether to go on with the next."""
+    def _complete_one(self, engine: Engine) -> None:
+        """Compute one prompt that waits to become a donor."""
+        more = False
         try:
-            return bool(engine.complete_pending(limit=1))
+            more = bool(engine.complete_pending(limit=1))
         except Exception as error:
             # Nobody waits for this one, and answers don't depend on it. It would fail again until
             # a request has changed something (`PoolExhausted`), so the next one comes first.
             log_failure("a prompt that was to be remembered could not be computed", error)
-            return False
         finally:
             with self._changed:
-                self._busy = False
+                self._completing = False
+                self._may_have_pending = more
+                self._changed.notify_all()

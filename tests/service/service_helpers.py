@@ -18,8 +18,13 @@ from semshare_service.worker import ModelWorker, WorkerStatus
 
 @asynccontextmanager
 async def running(engine: Any, **settings: Any) -> AsyncIterator[TestClient]:
-    """A client of a service over `engine`, ready, on a free port of the loopback address."""
-    app = create_app(engine, ServiceSettings(shutdown_timeout_s=10, **settings))
+    """A client of a service over `engine`, ready, on a free port of the loopback address.
+
+    It serves one request at a time unless the settings say more.
+    """
+    app = create_app(
+        engine, ServiceSettings(shutdown_timeout_s=10, **{"concurrency": 1, **settings})
+    )
     async with TestClient(TestServer(app)) as client:
         await asyncio.wrap_future(app[SERVICE].worker.loaded)
         try:

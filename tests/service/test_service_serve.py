@@ -25,7 +25,7 @@ from semshare_service.settings import ServiceSettings
 async def started(load: EngineLoader) -> tuple[asyncio.Task[None], str]:
     """A service on a free port, and its address once it listens."""
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    settings = ServiceSettings(port=0, shutdown_timeout_s=10)
+    settings = ServiceSettings(port=0, concurrency=1, shutdown_timeout_s=10)
     task = asyncio.create_task(serve(settings, load=load, on_listening=address.set_result))
     return task, await address
 

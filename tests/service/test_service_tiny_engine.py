@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 
 import pytest
 from aiohttp.test_utils import TestClient
@@ -10,6 +12,8 @@ from service_helpers import running, status_where, url_of
 from tiny import CONTEXT, tiny_engine
 
 from semshare import ReusePolicy, SemShare
+from semshare.engine.executor import Executor, ForwardResult
+from semshare.engine.rows import DecodeRows, Rows
 from semshare.errors import InvalidRequest, NotFound, PoolExhausted, PromptTooLong
 from semshare_service.client import AsyncClient
 
@@ -55,6 +59,25 @@ async def test_the_planned_fraction_is_what_deviation_selection_runs(real_engine
     assert answer.reuse.compute_fraction == pytest.approx(plan.compute_fraction)
     without = plan.tokens["fresh"] / plan.prompt_tokens
     assert plan.compute_fraction > without + 0.1
+
+
+async def test_requests_at_the_same_time_are_answered_in_one_batch(
+    real_engine: SemShare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [f"{TEXT} Question {number}?" for number in range(6)]
+    expected = [real_engine.generate(p, max_tokens=24, policy=OFF).text for p in prompts]
+    rows: list[int] = []
+    original = Executor.run
+
+    def counting(executor: Executor, several: Sequence[Rows]) -> list[ForwardResult]:
+        rows.append(sum(len(one.ids) for one in several if isinstance(one, DecodeRows)))
+        return original(executor, several)
+
+    monkeypatch.setattr(Executor, "run", counting)
+    async with running(real_engine, concurrency=6) as server, AsyncClient(url_of(server)) as client:
+        answers = await asyncio.gather(*(client.complete(p, max_tokens=24) for p in prompts))
+    assert [answer.text for answer in answers] == expected
+    assert max(rows) > 1
 
 
 async def test_answers_are_the_engines_own(real_engine: SemShare) -> None:

@@ -1,4 +1,4 @@
-"""The worker: one thread, a bounded queue, and jobs that leave it when nobody waits."""
+"""The worker: its threads, a bounded queue, and jobs that leave it when nobody waits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from semshare_service.worker import ModelWorker
 
 
 @asynccontextmanager
-async def started(engine: FakeEngine, queue_limit: int = 2) -> AsyncIterator[ModelWorker]:
-    worker = ModelWorker(lambda: engine, queue_limit=queue_limit)
+async def started(
+    engine: FakeEngine, queue_limit: int = 2, concurrency: int = 1
+) -> AsyncIterator[ModelWorker]:
+    worker = ModelWorker(lambda: engine, queue_limit=queue_limit, concurrency=concurrency)
     worker.start()
     await asyncio.wrap_future(worker.loaded)
     try:
@@ -72,6 +74,47 @@ async def test_jobs_run_in_order(engine: FakeEngine) -> None:
         engine.hold.set()
         await asyncio.gather(first, *rest)
     assert order == list(range(9))
+
+
+async def test_several_jobs_run_at_the_same_time(engine: FakeEngine) -> None:
+    """Each waits for the other two: one after the other they would never end."""
+    met = threading.Barrier(3, timeout=60)
+    async with started(engine, queue_limit=3, concurrency=3) as worker:
+        jobs = [worker.submit(lambda _, __: met.wait()) for _ in range(3)]
+        results = await asyncio.gather(*jobs)
+        assert sorted(served.value for served in results) == [0, 1, 2]
+        assert not worker.status().running
+    assert worker.status().state == "stopped"
+
+
+async def test_what_waits_to_be_remembered_is_computed_when_no_job_runs(engine: FakeEngine) -> None:
+    async with started(engine, concurrency=2) as worker:
+        first = await busy(worker, engine)
+        engine.pending = 1
+        await worker.submit(lambda _, __: None)  # ends while the first runs
+        assert "complete_pending" not in names(engine)
+        engine.hold.set()
+        await first
+        await entered(engine)
+        assert names(engine).count("complete_pending") >= 1
+
+
+async def test_closing_tells_all_that_run(engine: FakeEngine) -> None:
+    begun = threading.Barrier(3, timeout=60)
+
+    def until_abandoned(_: Engine, abandoned: Any) -> bool:
+        begun.wait()
+        while not abandoned():
+            pass
+        return True
+
+    worker = ModelWorker(lambda: engine, queue_limit=2, concurrency=2)
+    worker.start()
+    await asyncio.wrap_future(worker.loaded)
+    jobs = [asyncio.create_task(worker.submit(until_abandoned)) for _ in range(2)]
+    await asyncio.to_thread(begun.wait)
+    assert await worker.close(60)
+    assert [(await job).value for job in jobs] == [True, True]
 
 
 async def test_a_full_queue_refuses_with_an_estimate(engine: FakeEngine) -> None:
@@ -178,7 +221,7 @@ async def test_remembering_shows_as_running_and_counts_as_waiting_time(engine: F
 
 
 async def test_closing_waits_for_one_prompt_to_remember_only(engine: FakeEngine) -> None:
-    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker = ModelWorker(lambda: engine, queue_limit=2, concurrency=1)
     worker.start()
     await asyncio.wrap_future(worker.loaded)
     await remembering(worker, engine, 20)
@@ -240,7 +283,7 @@ async def test_before_the_model_is_loaded_and_after_it_failed(engine: FakeEngine
         assert gate.wait(60)
         raise ModelNotAvailable("no weights: install them")
 
-    worker = ModelWorker(load, queue_limit=1)
+    worker = ModelWorker(load, queue_limit=1, concurrency=1)
     worker.start()
     assert worker.status().state == "loading"
     with pytest.raises(ServiceUnavailable, match="still loading"):
@@ -261,7 +304,7 @@ async def test_the_reason_of_an_unexpected_failure_is_its_class_only(
     def load() -> Engine:
         raise RuntimeError("internals")
 
-    worker = ModelWorker(load, queue_limit=1)
+    worker = ModelWorker(load, queue_limit=1, concurrency=1)
     worker.start()
     with pytest.raises(RuntimeError):
         await asyncio.wrap_future(worker.loaded)
@@ -271,7 +314,7 @@ async def test_the_reason_of_an_unexpected_failure_is_its_class_only(
 
 
 async def test_closing_fails_what_waits_and_lets_the_running_end(engine: FakeEngine) -> None:
-    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker = ModelWorker(lambda: engine, queue_limit=2, concurrency=1)
     worker.start()
     await asyncio.wrap_future(worker.loaded)
     first = await busy(worker, engine)
@@ -288,7 +331,7 @@ async def test_closing_fails_what_waits_and_lets_the_running_end(engine: FakeEng
 
 
 async def test_closing_is_bounded(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
-    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker = ModelWorker(lambda: engine, queue_limit=2, concurrency=1)
     worker.start()
     await asyncio.wrap_future(worker.loaded)
     first = await busy(worker, engine)
@@ -306,7 +349,7 @@ async def test_a_dead_thread_is_a_failed_worker(engine: FakeEngine) -> None:
     def die(_: Engine, __: Any) -> None:
         raise SystemExit
 
-    worker = ModelWorker(lambda: engine, queue_limit=2)
+    worker = ModelWorker(lambda: engine, queue_limit=2, concurrency=1)
     worker.start()
     await asyncio.wrap_future(worker.loaded)
     with pytest.raises(ServiceUnavailable):
