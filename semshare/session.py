@@ -225,7 +225,9 @@ class Session:
     ) -> Continuation:
         """A new answer of a prefilled prompt."""
         request = generation.request
-        keeps_history = request.policy.remember and index == 0
+        policy = request.policy
+        may_be_kept = generation.prompt.exact or policy.repair != "off"
+        keeps_history = policy.remember and may_be_kept and index == 0
         return Continuation(
             sequence,
             Sampler(request.sampling.for_continuation(index)),
