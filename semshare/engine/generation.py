@@ -55,7 +55,6 @@ class Generation:
     error: Exception | None = None
     ended: bool = False
     served: Served | None = None  # from its admission on
-    leader: Generation | None = None  # computes the same prompt at the moment
     continuations: list[Continuation] = field(default_factory=list)
     repair: Repair | None = None
     repair_given_up: bool = False
