@@ -171,6 +171,7 @@ class Session:
 
     def prefilled(self, served: Served) -> None:
         """A prompt's KV is there: others may begin with it, if it is exact."""
+        self._serving.add(served)  # one that joined another's prompt was not begun here
         for source, tokens in served.provenance.counts.items():
             self.counters[f"tokens:{source}"] += tokens
         self.library.touch(served.namespace, served.planned.donors)
