@@ -285,7 +285,7 @@ class Session:
 
         """
         try:
-            if served.forgotten:
+            if served.forgotten or served.sent_back:
                 return "no", None
             self._cache(served, computed, sequence)
             return self.keeper.remember_target(served, sequence, policy, record)

@@ -66,6 +66,12 @@ class Generation:
             raise AssertionError("this request waits for its turn")
         return self.served
 
+    def begin_with(self, served: Served) -> None:
+        """Be served, for the first time or again; what was forgotten meanwhile stays so."""
+        if self.served is not None:
+            served.forgotten |= self.served.forgotten
+        self.served = served
+
     @property
     def going_on(self) -> list[Continuation]:
         """Answers that have not ended."""

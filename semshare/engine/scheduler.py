@@ -140,7 +140,7 @@ class Scheduler:
             if active and (self._is_full or not self._has_place_for(generation)):
                 return
             try:
-                generation.served = self._stages.begin(
+                served = self._stages.begin(
                     generation.request, generation.watch, in_full_if_short=not active
                 )
             except PoolExhausted as error:
@@ -154,6 +154,7 @@ class Scheduler:
             except Exception as error:
                 self._fail(generation, error)
             else:
+                generation.begin_with(served)
                 self._admission.waiting.remove(generation)
                 self._prefilling.append(generation)
 
@@ -208,12 +209,13 @@ class Scheduler:
         """Answer the same prompt over the KV that is there."""
         room = follower.request.room
         try:
-            follower.served = leader.joined(follower.watch, room=room)
+            served = leader.joined(follower.watch, room=room)
         except PoolExhausted:
             return  # it waits, and finds its prompt cached or computes it
+        follower.begin_with(served)
         self._admission.waiting.remove(follower)
         self._running.append(follower)
-        self._stages.prefilled(follower.served)
+        self._stages.prefilled(served)
         try:
             self._start(follower)
         except Exception as error:
@@ -344,7 +346,7 @@ class Scheduler:
             if generation in several:
                 several.remove(generation)
         generation.release()
-        generation.prompt.forgotten = True  # its KV is gone: there is nothing to keep of it
+        generation.prompt.sent_back = True
         self._admission.waiting.append(generation)
         self._is_full = True
 
