@@ -215,8 +215,8 @@ class Scheduler:
         follower.begin_with(served)
         self._admission.waiting.remove(follower)
         self._running.append(follower)
-        self._stages.prefilled(served)
         try:
+            self._stages.prefilled(served)
             self._start(follower)
         except Exception as error:
             self._fail(follower, error)
