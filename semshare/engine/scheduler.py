@@ -223,16 +223,11 @@ class Scheduler:
 
     def _start(self, generation: Generation) -> None:
         """Begin the answers of a prefilled prompt, or go on with them."""
-        request, served = generation.request, generation.prompt
         try:
             if not generation.continuations:
-                for index in range(request.n):
-                    sequence = self._sequence_for(generation, request.max_tokens)
-                    generation.continuations.append(
-                        self._stages.continuation(generation, index, sequence)
-                    )
+                generation.continuations = self._new_answers(generation)
                 for one in generation.continuations:
-                    one.take(served.logits[-1])
+                    one.take(generation.prompt.logits[-1])
                 generation.watch.first_token()
             else:
                 for one in generation.going_on:
@@ -243,6 +238,22 @@ class Scheduler:
             self._send_back(generation)
         else:
             self._finish_if_ended(generation)
+
+    def _new_answers(self, generation: Generation) -> list[Continuation]:
+        """All answers of a prompt, or none and no slots."""
+        request = generation.request
+        sequences: list[KVSequence] = []
+        try:
+            while len(sequences) < request.n:
+                sequences.append(self._sequence_for(generation, request.max_tokens))
+            return [
+                self._stages.continuation(generation, index, sequence)
+                for index, sequence in enumerate(sequences)
+            ]
+        except BaseException:
+            for sequence in sequences:
+                sequence.release()
+            raise
 
     def _sequence_for(self, generation: Generation, room: int) -> KVSequence:
         """For one answer: the prompt's own, or where there are several answers, one of its own."""
