@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
@@ -38,6 +38,11 @@ class _Next:
     generation: Generation
     continuation: Continuation
     rows: PromptRows
+
+    def is_wanted(self) -> bool:
+        """Whether the answer goes on, and on the same KV."""
+        goes_on = not (self.generation.ended or self.continuation.ended)
+        return goes_on and self.continuation.sequence is self.rows.sequence
 
 
 class Scheduler:
@@ -177,8 +182,12 @@ class Scheduler:
             rows = generation.prompt.next_rows(left if self._running else None)
             left -= len(rows.ids)
             took = partial(self._took_prefill, generation, rows)
-            tasks.append(Task(rows, took, partial(self._prefill_failed, generation)))
+            failed = partial(self._prefill_failed, generation)
+            tasks.append(Task(rows, took, failed, partial(self._is_prefilled, generation)))
         return tasks
+
+    def _is_prefilled(self, generation: Generation) -> bool:
+        return generation in self._prefilling
 
     def _took_prefill(
         self, generation: Generation, rows: PromptRows, result: ForwardResult, seconds: float
@@ -297,7 +306,7 @@ class Scheduler:
 
     def _decode_task(self, steps: Sequence[_Next]) -> Task:
         rows: Rows = steps[0].rows
-        if len(steps) > 1 or self._joins_batch(steps[0]):
+        if self._joins_batch(steps[0]):
             rows = DecodeRows(
                 [step.rows.sequence for step in steps],
                 np.concatenate([step.rows.ids for step in steps]),
@@ -306,8 +315,10 @@ class Scheduler:
         return Task(
             rows,
             partial(self._took_decode, steps),
-            partial(self._decode_failed, steps),
+            partial(self._fail, steps[0].generation),
+            lambda: all(step.is_wanted() for step in steps),
             by_itself=self._is_reproducible(steps[0].generation),
+            parts=[self._decode_task([step]) for step in steps] if len(steps) > 1 else (),
         )
 
     def _took_decode(self, steps: Sequence[_Next], result: ForwardResult, _seconds: float) -> None:
@@ -317,14 +328,6 @@ class Scheduler:
                 self._finish_if_ended(step.generation)
             except Exception as error:
                 self._fail(step.generation, error)
-
-    def _decode_failed(self, steps: Sequence[_Next], error: Exception) -> None:
-        if len(steps) == 1:
-            self._fail(steps[0].generation, error)
-            return
-        compute(
-            self._executor, [replace(self._decode_task([step]), by_itself=True) for step in steps]
-        )
 
     # ------------------------------------------------------------------- slots
 
