@@ -211,6 +211,11 @@ class Scheduler:
             return
         try:
             generation.prompt.failed(error)
+        except PoolExhausted as final:
+            if len(self.active) == 1:
+                self._fail(generation, final)
+            else:  # computing all of it takes slots that others have now
+                self._send_back(generation)
         except Exception as final:
             self._fail(generation, final)
 
