@@ -174,6 +174,7 @@ class Session:
 
     def prefilled(self, served: Served) -> None:
         """A prompt's KV is there: others may begin with it, if it is exact."""
+        self._serving.add(served)  # one that joined another's prompt was not begun here
         for source, tokens in served.provenance.counts.items():
             self.counters[f"tokens:{source}"] += tokens
         self.library.touch(served.namespace, served.planned.donors)
@@ -286,7 +287,7 @@ class Session:
 
         """
         try:
-            if served.forgotten:
+            if served.forgotten or served.sent_back:
                 return "no", None
             self._cache(served, computed, sequence)
             return self.keeper.remember_target(served, sequence, policy, record)

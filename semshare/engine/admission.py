@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from semshare.engine.generation import Generation, Request
+from semshare.engine.served import Served
 from semshare.types import Ids
 
 
@@ -44,8 +45,8 @@ class Admission:
         return min(ready, key=turn, default=None)
 
     def followers_of(self, leader: Generation) -> list[Generation]:
-        """Those that wait for this prompt to be computed, because theirs is the same."""
-        return [one for one in self.waiting if one.leader is leader]
+        """Those that this prompt's KV serves as well, because theirs is the same."""
+        return [one for one in self.waiting if _serves(leader, one)]
 
     def _is_computed_by(self, prefilling: Sequence[Generation], one: Generation) -> bool:
         """Whether a prompt that is being prefilled will be of more use than what is cached.
@@ -53,20 +54,15 @@ class Admission:
         The same prompt is shared as a whole, however it is computed. Otherwise what both begin with
         is worth waiting for, if it will be cached.
         """
-        one.leader = None
         if one.request.policy.mode == "off":
             return False
-        for other in prefilling:
-            if other.request.computes_the_same_as(one.request):
-                one.leader = other
-                return True
-            if self._will_cache_more(other, one.request):
-                return True
-        return False
+        return any(
+            _serves(other, one) or self._will_cache_more(other.prompt, one.request)
+            for other in prefilling
+        )
 
-    def _will_cache_more(self, other: Generation, request: Request) -> bool:
-        served = other.served
-        if served is None or served.namespace != request.namespace:
+    def _will_cache_more(self, served: Served, request: Request) -> bool:
+        if served.forgotten or served.namespace != request.namespace:
             return False
         if not served.exact or served.planned.mode == "off":
             return False
@@ -75,3 +71,7 @@ class Admission:
         common = int(np.argmin(same))
         common -= common % self._page_size
         return common > self._cached_tokens(request.ids, request.namespace)
+
+
+def _serves(leader: Generation, other: Generation) -> bool:
+    return not leader.prompt.forgotten and leader.request.computes_the_same_as(other.request)

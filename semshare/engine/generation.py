@@ -55,7 +55,6 @@ class Generation:
     error: Exception | None = None
     ended: bool = False
     served: Served | None = None  # from its admission on
-    leader: Generation | None = None  # computes the same prompt at the moment
     continuations: list[Continuation] = field(default_factory=list)
     repair: Repair | None = None
     repair_given_up: bool = False
@@ -66,6 +65,12 @@ class Generation:
         if self.served is None:
             raise AssertionError("this request waits for its turn")
         return self.served
+
+    def begin_with(self, served: Served) -> None:
+        """Be served, for the first time or again; what was forgotten meanwhile stays so."""
+        if self.served is not None:
+            served.forgotten |= self.served.forgotten
+        self.served = served
 
     @property
     def going_on(self) -> list[Continuation]:

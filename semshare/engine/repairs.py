@@ -48,7 +48,8 @@ class Repairs:
             rows = repair.next_rows(left)
             left -= len(rows.ids)
             took = partial(self._took, generation, repair, rows)
-            tasks.append(Task(rows, took, partial(_failed, generation)))
+            failed = partial(_failed, generation)
+            tasks.append(Task(rows, took, failed, partial(_goes_on, generation, repair)))
         return tasks
 
     def _start(self, generation: Generation) -> Repair | None:
@@ -69,7 +70,7 @@ class Repairs:
         result: ForwardResult,
         _seconds: float,
     ) -> None:
-        if generation.repair is not repair:
+        if not _goes_on(generation, repair):
             return  # the answer has just ended
         repair.took(rows, result, [one.sequence for one in generation.going_on])
         if repair.prompt_done:
@@ -84,6 +85,10 @@ def _wants_repair(generation: Generation, *, idle: bool) -> bool:
     if how == "off" or generation.prompt.exact or generation.repair_given_up:
         return False
     return how == "eager" or idle
+
+
+def _goes_on(generation: Generation, repair: Repair) -> bool:
+    return generation.repair is repair
 
 
 def _failed(generation: Generation, error: Exception) -> None:

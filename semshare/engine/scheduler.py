@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
@@ -39,6 +39,11 @@ class _Next:
     generation: Generation
     continuation: Continuation
     rows: PromptRows
+
+    def is_wanted(self) -> bool:
+        """Whether the answer goes on, and on the same KV."""
+        goes_on = not (self.generation.ended or self.continuation.ended)
+        return goes_on and self.continuation.sequence is self.rows.sequence
 
 
 class Scheduler:
@@ -141,7 +146,7 @@ class Scheduler:
             if active and (self._is_full or not self._has_place_for(generation)):
                 return
             try:
-                generation.served = self._stages.begin(
+                served = self._stages.begin(
                     generation.request, generation.watch, in_full_if_short=not active
                 )
             except PoolExhausted as error:
@@ -155,6 +160,7 @@ class Scheduler:
             except Exception as error:
                 self._fail(generation, error)
             else:
+                generation.begin_with(served)
                 self._admission.waiting.remove(generation)
                 self._prefilling.append(generation)
 
@@ -177,8 +183,12 @@ class Scheduler:
             rows = generation.prompt.next_rows(left if self._running else None)
             left -= len(rows.ids)
             took = partial(self._took_prefill, generation, rows)
-            tasks.append(Task(rows, took, partial(self._prefill_failed, generation)))
+            failed = partial(self._prefill_failed, generation)
+            tasks.append(Task(rows, took, failed, partial(self._is_prefilled, generation)))
         return tasks
+
+    def _is_prefilled(self, generation: Generation) -> bool:
+        return generation in self._prefilling
 
     def _took_prefill(
         self, generation: Generation, rows: PromptRows, result: ForwardResult, seconds: float
@@ -202,6 +212,11 @@ class Scheduler:
             return
         try:
             generation.prompt.failed(error)
+        except PoolExhausted as final:
+            if len(self.active) == 1:
+                self._fail(generation, final)
+            else:  # computing all of it takes slots that others have now
+                self._send_back(generation)
         except Exception as final:
             self._fail(generation, final)
 
@@ -209,29 +224,25 @@ class Scheduler:
         """Answer the same prompt over the KV that is there."""
         room = follower.request.room
         try:
-            follower.served = leader.joined(follower.watch, room=room)
+            served = leader.joined(follower.watch, room=room)
         except PoolExhausted:
             return  # it waits, and finds its prompt cached or computes it
+        follower.begin_with(served)
         self._admission.waiting.remove(follower)
         self._running.append(follower)
-        self._stages.prefilled(follower.served)
         try:
+            self._stages.prefilled(served)
             self._start(follower)
         except Exception as error:
             self._fail(follower, error)
 
     def _start(self, generation: Generation) -> None:
         """Begin the answers of a prefilled prompt, or go on with them."""
-        request, served = generation.request, generation.prompt
         try:
             if not generation.continuations:
-                for index in range(request.n):
-                    sequence = self._sequence_for(generation, request.max_tokens)
-                    generation.continuations.append(
-                        self._stages.continuation(generation, index, sequence)
-                    )
+                generation.continuations = self._new_answers(generation)
                 for one in generation.continuations:
-                    one.take(served.logits[-1])
+                    one.take(generation.prompt.logits[-1])
                 generation.watch.first_token()
             else:
                 for one in generation.going_on:
@@ -242,6 +253,22 @@ class Scheduler:
             self._send_back(generation)
         else:
             self._finish_if_ended(generation)
+
+    def _new_answers(self, generation: Generation) -> list[Continuation]:
+        """All answers of a prompt, or none and no slots."""
+        request = generation.request
+        sequences: list[KVSequence] = []
+        try:
+            while len(sequences) < request.n:
+                sequences.append(self._sequence_for(generation, request.max_tokens))
+            return [
+                self._stages.continuation(generation, index, sequence)
+                for index, sequence in enumerate(sequences)
+            ]
+        except BaseException:
+            for sequence in sequences:
+                sequence.release()
+            raise
 
     def _sequence_for(self, generation: Generation, room: int) -> KVSequence:
         """For one answer: the prompt's own, or where there are several answers, one of its own."""
@@ -285,7 +312,7 @@ class Scheduler:
 
     def _decode_task(self, steps: Sequence[_Next]) -> Task:
         rows: Rows = steps[0].rows
-        if len(steps) > 1 or self._joins_batch(steps[0]):
+        if self._joins_batch(steps[0]):
             rows = DecodeRows(
                 [step.rows.sequence for step in steps],
                 np.concatenate([step.rows.ids for step in steps]),
@@ -294,8 +321,10 @@ class Scheduler:
         return Task(
             rows,
             partial(self._took_decode, steps),
-            partial(self._decode_failed, steps),
+            partial(self._fail, steps[0].generation),
+            lambda: all(step.is_wanted() for step in steps),
             by_itself=self._is_reproducible(steps[0].generation),
+            parts=[self._decode_task([step]) for step in steps] if len(steps) > 1 else (),
         )
 
     def _took_decode(self, steps: Sequence[_Next], result: ForwardResult, _seconds: float) -> None:
@@ -305,14 +334,6 @@ class Scheduler:
                 self._finish_if_ended(step.generation)
             except Exception as error:
                 self._fail(step.generation, error)
-
-    def _decode_failed(self, steps: Sequence[_Next], error: Exception) -> None:
-        if len(steps) == 1:
-            self._fail(steps[0].generation, error)
-            return
-        compute(
-            self._executor, [replace(self._decode_task([step]), by_itself=True) for step in steps]
-        )
 
     # ------------------------------------------------------------------- slots
 
@@ -345,7 +366,7 @@ class Scheduler:
             if generation in several:
                 several.remove(generation)
         generation.release()
-        generation.prompt.forgotten = True  # its KV is gone: there is nothing to keep of it
+        generation.prompt.sent_back = True
         self._admission.waiting.append(generation)
         self._is_full = True
 

@@ -72,6 +72,7 @@ class Served:
         self.watch = watch
         self.planned = planned
         self.forgotten = False  # its namespace was cleared meanwhile: nothing may stay
+        self.sent_back = False  # its slots went to others: there is nothing to keep of it
         self.repaired = False  # all of the prompt has been computed exactly meanwhile
         self.repaired_after: int | None = None  # answer tokens given before that
         self._executor = executor

@@ -12,12 +12,23 @@ from semshare.engine.rows import Rows
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """Rows of a pass, and what becomes of their results."""
+    """Rows of a pass, and what becomes of their results.
+
+    rows:       to compute.
+    took:       gets their result and the seconds of the pass.
+    failed:     gets the error that they cause by themselves, or that `took` raises.
+    is_wanted:  asked right before each pass, since a step may take several: whether the rows'
+                slots are still theirs.
+    by_itself:  in a pass of its own, so that no other request changes its numbers.
+    parts:      the same rows request by request, for where a pass with all of them fails.
+    """
 
     rows: Rows
-    took: Callable[[ForwardResult, float], None]  # with the seconds of the pass
+    took: Callable[[ForwardResult, float], None]
     failed: Callable[[Exception], None]
-    by_itself: bool = False  # in a pass of its own, so that no other request changes its numbers
+    is_wanted: Callable[[], bool]
+    by_itself: bool = False
+    parts: Sequence[Task] = ()
 
 
 def compute(executor: Executor, tasks: Sequence[Task]) -> None:
@@ -29,16 +40,18 @@ def compute(executor: Executor, tasks: Sequence[Task]) -> None:
 
 
 def _run(executor: Executor, tasks: Sequence[Task]) -> None:
+    tasks = [task for task in tasks if task.is_wanted()]
     if not tasks:
         return
     started = time.perf_counter()
     try:
         results = executor.run([task.rows for task in tasks])
     except Exception as error:
-        if len(tasks) == 1:
-            tasks[0].failed(error)
+        smallest = [part for task in tasks for part in task.parts or (task,)]
+        if len(smallest) == 1:
+            smallest[0].failed(error)
         else:  # one by one, so that only the one whose fault it is fails
-            for task in tasks:
+            for task in smallest:
                 _run(executor, [task])
         return
     seconds = time.perf_counter() - started

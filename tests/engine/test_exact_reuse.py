@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from invariants import LIMIT, assert_all_that_is_kept_is_exact
 from prompts import answerable, reworded, words
 from properties import examples
-from running import PAGE, pool_for
 from tiny import FAMILIES, tiny_engine
 
-from semshare import ReusePolicy, SemShare
+from semshare import ReusePolicy
 from semshare.config import REUSE_MODES, SELECTION_NAMES
-from semshare.donors.prefix_tree import PrefixNode
-from semshare.engine.executor import Executor
-from semshare.kv.sequence import KVSequence, lay_out
-from semshare.planning.plan import full_plan
-from semshare.types import Ids, Slots
 
-LIMIT = 1e-4  # max abs difference of float32 logits
 OFF = ReusePolicy(mode="off")
 PREFIX = ReusePolicy(mode="prefix")
 STEM = words(150, 1)
@@ -75,49 +67,6 @@ def test_mode_off_neither_reads_nor_writes() -> None:
     assert engine.score(STEM, "x", policy=PREFIX).provenance.counts["prefix"] == 0
     assert engine.score(STEM, "x", policy=OFF).provenance.counts["prefix"] == 0
     assert engine.score(STEM, "x", policy=PREFIX).provenance.counts["prefix"] > 0
-
-
-@torch.inference_mode()
-def kv_by_full_prefill(engine: SemShare, ids: Ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each layer the keys and values `[n, kv_heads, d]` of `ids`, computed elsewhere."""
-    pool = pool_for(engine.model, 2 + 3 * len(ids) // PAGE)
-    sequence = KVSequence(pool, lay_out(full_plan(ids)), np.empty(0, np.int64), room=0)
-    at = np.arange(len(ids))
-    Executor(engine.model, pool).forward(sequence, ids, at)
-    slots = torch.from_numpy(sequence.own_slots(at))
-    return [(k[slots], v[slots]) for k, v in zip(pool.keys, pool.values, strict=True)]
-
-
-def assert_exact(engine: SemShare, ids: Ids, slots: Slots) -> None:
-    """The KV at `slots` is what a full prefill of `ids` makes."""
-    at = torch.from_numpy(slots)
-    for index, (keys, values) in enumerate(kv_by_full_prefill(engine, ids)):
-        for kept, expected in ((engine.pool.keys, keys), (engine.pool.values, values)):
-            assert float((kept[index][at] - expected).abs().max()) <= LIMIT
-
-
-def assert_all_that_is_kept_is_exact(engine: SemShare) -> None:
-    """Walk every prefix tree and every donor, and account for every page."""
-    expected = np.zeros(engine.pool.n_pages, dtype=int)
-    for name in engine.library.names:
-        space = engine.library.namespace(name)
-        for node in space.prefixes.nodes():
-            expected[node.pages] += 1
-            if not node.children:
-                path: list[PrefixNode] = []
-                step: PrefixNode | None = node
-                while step is not None:
-                    path.insert(0, step)
-                    step = step.parent
-                pages = np.concatenate([step.pages for step in path])
-                assert_exact(
-                    engine, np.concatenate([step.ids for step in path]), engine.pool.slots_of(pages)
-                )
-        for donor in space.donors.values():
-            expected[donor.pages] += 1
-            assert_exact(engine, donor.ids, donor.slots)
-    everything = np.arange(engine.pool.n_pages)
-    np.testing.assert_array_equal(engine.pool.references(everything), expected)
 
 
 policies = st.builds(
