@@ -228,12 +228,44 @@ class SemShare:
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
         """Answer a prompt. Options and errors are those of `stream`."""
-        *_, last = self.stream(prompt, **options)
-        if last.answer is None:
-            raise AssertionError("a stream ends with its answer")
-        return last.answer
+        (answer,) = self._session.answers([self._request(prompt, **options)])
+        return answer
 
-    def stream(
+    def generate_many(
+        self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]
+    ) -> list[Answer]:
+        """Answer several prompts together: what they share is computed and read once.
+
+        Args:
+            prompts: each as for `stream`.
+            options: those of `stream`, the same for all.
+
+        Returns:
+            The answers in the order of the prompts.
+
+        Raises:
+            SemShareError: as `stream`; the first prompt's that has one, and no answer is given.
+
+        """
+        return self._session.answers([self._request(prompt, **options) for prompt in prompts])
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generator[TextDelta]:
+        """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            options: see `GenerateOptions`, which gives the defaults.
+
+        Raises:
+            PromptTooLong: the prompt leaves no room for an answer.
+            InvalidRequest: an empty prompt, an id outside the vocabulary, a bad parameter.
+            PoolExhausted: no KV slots, and nothing left to evict.
+            DeadlineExceeded: the time was over before the first token.
+
+        """
+        return self._session.stream(*self._request(prompt, **options))
+
+    def _request(
         self,
         prompt: Prompt,
         *,
@@ -250,27 +282,8 @@ class SemShare:
         logprobs: int | None = None,
         n: int = 1,
         deadline_s: float | None = None,
-    ) -> Generator[TextDelta]:
-        """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
-
-        Args:
-            prompt: text, chat messages or token ids.
-            max_tokens: most tokens of the answer; the context's end and a full pool stop it too.
-            policy: how to reuse other prompts' KV; the measured defaults if None.
-            namespace: whose donors may be used.
-            temperature, top_p, top_k, min_p, logit_bias, logprobs, seed: see `SamplingParams`;
-                greedy by default.
-            stop: the answer ends before this string, or the first of these.
-            n: answers. They share the prompt's KV; with a seed each draws from one of its own.
-            deadline_s: seconds from the call after which the answer ends where it is.
-
-        Raises:
-            PromptTooLong: the prompt leaves no room for an answer.
-            InvalidRequest: an empty prompt, an id outside the vocabulary, a bad parameter.
-            PoolExhausted: no KV slots, and nothing left to evict.
-            DeadlineExceeded: the time was over before the first token.
-
-        """
+    ) -> tuple[Request, Stopwatch]:
+        """What is asked for, checked, and the clock that runs since then."""
         started = time.perf_counter()
         most = self.config.max_answers
         for name, value, high in (("max_tokens", max_tokens, math.inf), ("n", n, most)):
@@ -296,8 +309,7 @@ class SemShare:
             n=n,
             deadline=None if deadline_s is None else time.monotonic() + deadline_s,
         )
-        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
-        return self._session.stream(request, watch)
+        return request, Stopwatch(started, tokenize_s=time.perf_counter() - started)
 
     def score(
         self,

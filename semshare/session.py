@@ -8,8 +8,8 @@ decided. Whatever fails on the way to a mixed prefill, the prompt is computed in
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -195,9 +195,26 @@ class Session:
 
     def stream(self, request: Request, watch: Stopwatch) -> Generator[TextDelta]:
         """Pieces of the answers as they come, the last with the whole; closing it frees all."""
+        yield from self._pieces(self._submit(request, watch))
+
+    def answers(self, requests: Sequence[tuple[Request, Stopwatch]]) -> list[Answer]:
+        """Whole answers of requests that come together."""
+        generations: list[Generation] = []
+        try:
+            with self.lock:
+                generations += [self._submit(*request) for request in requests]
+            last = [deque(self._pieces(one), maxlen=1).pop().answer for one in generations]
+        finally:
+            self._drop(generations)
+        return [answer for answer in last if answer is not None]
+
+    def _submit(self, request: Request, watch: Stopwatch) -> Generation:
         with self.lock:
             self.counters["requests"] += 1
-            generation = self.scheduler.submit(request, watch)
+            return self.scheduler.submit(request, watch)
+
+    def _pieces(self, generation: Generation) -> Generator[TextDelta]:
+        """Run steps, for all requests, until this one has ended."""
         try:
             while True:
                 while generation.outbox:
@@ -210,8 +227,12 @@ class Session:
             if generation.error is not None:
                 raise generation.error
         finally:
-            if not generation.ended:
-                with self.lock:
+            self._drop([generation])
+
+    def _drop(self, generations: Sequence[Generation]) -> None:
+        with self.lock:
+            for generation in generations:
+                if not generation.ended:
                     self.scheduler.drop(generation)
 
     def _step(self) -> None:

@@ -39,20 +39,32 @@ RememberState: TypeAlias = Literal["no", "pending", "done"]
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of `SemShare.generate` and `SemShare.stream`, described there."""
+    """Keyword arguments of `SemShare.generate`, `generate_many` and `stream`.
 
-    n: int
+    max_tokens: most tokens of the answer, 64 by default; the context's end and a full pool stop it
+                too.
+    policy:     how to reuse other prompts' KV; the measured defaults if None.
+    namespace:  whose donors may be used, `default` by default.
+    stop:       the answer ends before this string, or the first of these.
+    n:          answers, 1 by default. They share the prompt's KV; with a seed each draws from one
+                of its own.
+    deadline_s: seconds from the call after which the answer ends where it is; never if None.
+    temperature, top_p, top_k, seed, min_p, logit_bias, logprobs: see
+                `semshare.engine.sampling.SamplingParams`; greedy by default.
+    """
+
     max_tokens: int
     policy: ReusePolicy | None
     namespace: str
     temperature: float
     top_p: float
     top_k: int
-    min_p: float
-    logit_bias: Mapping[int, float]
-    logprobs: int | None
     seed: int | None
-    stop: Sequence[str]
+    stop: str | Sequence[str] | None
+    n: int
+    min_p: float
+    logit_bias: Mapping[int, float] | None
+    logprobs: int | None
     deadline_s: float | None
 
 
