@@ -93,12 +93,15 @@ class Generation:
             self.served.release()
 
     def give_up_repair(self) -> bool:
-        """Leave reused tokens as they are; whether that gave any slots back."""
-        repair, self.repair = self.repair, None
+        """Leave reused tokens as they are; whether that gave any slots back.
+
+        A finished repair stays: the answers read its KV, and what is kept of the prompt is its.
+        """
         self.repair_given_up = True
-        if repair is None:
+        if self.repair is None or self.prompt.repaired:
             return False
-        repair.release()
+        self.repair.release()
+        self.repair = None
         return True
 
     def give_back_spare(self) -> int:
