@@ -26,7 +26,7 @@ ORDER = (
     "ttft-unrelated-1200",
 )
 
-
+SERVING = ("throughput", "memory", "repair")
 KERNELS = ("decode", "kernels", "kernel-check")
 
 
@@ -42,11 +42,13 @@ def _records(*names: str) -> dict[str, dict[str, Any]]:
 def tables() -> str:
     """The README's, as markdown. What has no record is a row that says so."""
     records = _records(*ORDER, "facts", "start")
+    serving = _records(*SERVING)
     return "\n\n".join(
         (
             _ttft(records),
             _machines(records),
             _facts(records.get("facts")),
+            _serving(serving),
             _start(records.get("start")),
         )
     )
@@ -122,6 +124,39 @@ def _facts(record: dict[str, Any] | None) -> str:
     share = f"{record['compute_fraction']:.0%}"
     rows.append(f"\n{record['n']} questions; semantic reuse computed {share} of the tokens.")
     return "\n".join(rows)
+
+
+def _serving(records: dict[str, dict[str, Any]]) -> str:
+    """Requests together, each measurement with its goal."""
+    missing = [name for name in SERVING if name not in records]
+    if missing:
+        return f"Requests together: not measured ({', '.join(missing)})."
+    throughput, memory, repair = (records[name] for name in SERVING)
+    keys, long = throughput["decode_keys"], throughput["decode_keys_8k"]
+    shared = throughput["vs_unshared_decode"], throughput["vs_unshared_decode_8k"]
+    return "\n".join(
+        (
+            "| requests together | against | measured | goal |",
+            "| --- | --- | --- | --- |",
+            f"| {throughput['requests']} over one prefix of {throughput['tokens']:,} tokens, "
+            f"{throughput['answer_tokens']} new ones each | transformers' `generate` in batches of "
+            f"{throughput['transformers_batch']} | {throughput['vs_transformers']:.1f}× | – |",
+            f"| their decode steps, {keys:,} / {long:,} keys | a copy of the prefix for each "
+            f"| {shared[0]:.1f}× / {shared[1]:.1f}× | – |",
+            f"| the step over {long:,} keys | its operations at the rate of matrix products "
+            f"| {throughput['roofline_ratio_8k']:.2f}× as long | – |",
+            f"| {throughput['semantic_requests']} over rewritten donors | full prefill "
+            f"| {throughput['semantic_prefill_saving']:.1f}×, PGR {throughput['pgr']:.2f} | – |",
+            f"| KV of {memory['requests']} over one donor of {memory['tokens']:,} tokens "
+            f"| separate caches | {memory['saving']:.0%} saved | 80% |",
+            f'| first token with `repair="eager"`, {repair["tokens"]:,} tokens | full prefill '
+            f"| {repair['ttft_speedup']:.1f}× | – |",
+            f"| KL of the answer's first / second half | full prefill "
+            f"| {repair['kl_first_half']:.3f} / {repair['kl_second_half']:.3f} | – / 0.05 |",
+            f"| time per token during repair | without repair "
+            f"| {repair['tpot_ratio_during_repair']:.2f}× | 2× |",
+        )
+    )
 
 
 def _start(record: dict[str, Any] | None) -> str:

@@ -100,6 +100,11 @@ class SemShare:
         return cls(hf_model, tokenizer, config=config, embedder=embedder, name=name_or_path)
 
     @property
+    def session(self) -> Session:
+        """What happens to a prompt inside, for measurements of single steps."""
+        return self._session
+
+    @property
     def max_context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self.model.max_context

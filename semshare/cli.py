@@ -7,18 +7,17 @@ and exit code 2. Models and services are imported by the commands that use them,
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from semshare.cli_bench import bench
 from semshare.cli_options import (
     Chat,
     Device,
@@ -30,13 +29,12 @@ from semshare.cli_options import (
     Model,
     PolicyFields,
     PromptArgument,
-    Repeats,
-    SplitName,
     as_prompt,
     parse_policy,
     read_donor,
     read_prompt,
 )
+from semshare.cli_output import emit, print_rows, say, show, starting
 from semshare.errors import SemShareError
 from semshare.evaluation.progress import load_engine, status_line
 from semshare.types import DonorInfo
@@ -50,7 +48,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Measure speed, with fidelity in the same run.", no_args_is_help=True)
 evaluate = typer.Typer(help="Measure quality.", no_args_is_help=True)
 kernels = typer.Typer(help="What the GPU's kernels compile to.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -92,7 +89,7 @@ def serve(context: typer.Context) -> None:
 
     def announce(url: str) -> None:
         if parsed.json:
-            _emit({"url": url, "model": settings.model})
+            emit({"url": url, "model": settings.model})
 
     run(settings, on_listening=announce)
 
@@ -148,11 +145,11 @@ def complete(
         "model": engine.model_name,
     }
     if json_output:
-        _emit(record)
+        emit(record)
         return
     typer.echo()
     counts = ", ".join(f"{count} {name}" for name, count in record["tokens"].items() if count)
-    _say(f"{answer.timings.ttft_s * 1000:.0f} ms to the first token; prompt: {counts}")
+    say(f"{answer.timings.ttft_s * 1000:.0f} ms to the first token; prompt: {counts}")
 
 
 @app.command()
@@ -178,7 +175,7 @@ def inspect(
     plan = engine.plan(wanted, policy=reuse)
     record = match_body(plan)
     if json_output:
-        _emit(record | {"donors": [asdict(info) for info in donors], "model": engine.model_name})
+        emit(record | {"donors": [asdict(info) for info in donors], "model": engine.model_name})
         return
     files = {info.id: str(path) for info, path in zip(donors, donor or (), strict=True)}
     print_plan(Console(), record, TokenTexts(engine.tokenizer)(plan.ids), files)
@@ -192,7 +189,7 @@ def doctor(json_output: Json = False) -> None:
     checks = run_checks()
     healthy = all(check.state != "missing" for check in checks)
     if json_output:
-        _emit({"ok": healthy, "checks": [asdict(check) for check in checks]})
+        emit({"ok": healthy, "checks": [asdict(check) for check in checks]})
     else:
         styles = {"ok": "green", "absent": "dim", "missing": "bold red"}
         table = Table("", "", box=None, pad_edge=False)
@@ -209,86 +206,22 @@ def doctor(json_output: Json = False) -> None:
 @app.command()
 def demo(json_output: Json = False) -> None:
     """The main job on the bundled model: donors in, related prompts answered."""
-    with _starting():
+    with starting():
         from semshare.evaluation.demo import run_demo  # noqa: PLC0415 - see above
     record = run_demo(json_output=json_output)
     if json_output:
-        _emit(record)
-
-
-@bench.command("ttft")
-def bench_ttft(
-    scenario: Annotated[str, typer.Option(help="prefix, shifted, multi_donor, paraphrase …")],
-    tokens: Annotated[int | None, typer.Option(min=1, help="Length of a target prompt.")] = None,
-    limit: Limit = None,
-    repeats: Repeats = 3,
-    model: Model = "smollm2",
-    dtype: Dtype = "auto",
-    split: SplitName = "test",
-    json_output: Json = False,
-) -> None:
-    """Time to first token with and without reuse; no speed where fidelity misses its bound."""
-    with _starting():
-        from semshare.evaluation.bench import run_ttft  # noqa: PLC0415 - see above
-        from semshare.evaluation.bounds import FidelityMissed  # noqa: PLC0415
-        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
-    try:
-        record = run_ttft(
-            scenario,
-            tokens=tokens,
-            limit=limit,
-            repeats=repeats,
-            model=model,
-            dtype=dtype,
-            split=split_named(split),
-        )
-    except FidelityMissed as error:
-        _show(error.record, json_output)  # what was measured, without speeds
-        raise
-    _show(record, json_output)
-
-
-@bench.command("kernels")
-def bench_kernels(repeats: Repeats = 15, json_output: Json = False) -> None:
-    """Mixed prefill, token matching and re-alignment, each against its plain alternative."""
-    with _starting():
-        from semshare.evaluation.bench_kernels import run_kernels  # noqa: PLC0415 - see above
-    _show_parts(run_kernels(repeats=repeats), json_output)
-
-
-@bench.command("decode")
-def bench_decode(repeats: Repeats = 9, json_output: Json = False) -> None:
-    """Shared-prefix decode against attention over each sequence's own copy."""
-    with _starting():
-        from semshare.evaluation.bench_decode import run_decode  # noqa: PLC0415 - see above
-    record = run_decode(repeats=repeats)
-    if not json_output:
-        _print_rows(record["rows"])
-    _show(record, json_output)
-
-
-@bench.command("start")
-def bench_start(
-    repeats: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 5,
-    model: Model = "smollm2",
-    dtype: Dtype = "auto",
-    json_output: Json = False,
-) -> None:
-    """Time from a new process to a model that is ready."""
-    with _starting():
-        from semshare.evaluation.start import run_start  # noqa: PLC0415 - see above
-    _show(run_start(model=model, dtype=dtype, repeats=repeats), json_output)
+        emit(record)
 
 
 @kernels.command("check")
 def kernels_check(json_output: Json = False) -> None:
     """Compile every kernel for three GPU generations, without a GPU. Exits with 1 on a problem."""
-    with _starting():
+    with starting():
         from semshare.evaluation.kernel_check import run_check, summary  # noqa: PLC0415 - see above
     record = run_check()
     if not json_output:
-        _print_rows(summary(record["kernels"]))
-    _show(record, json_output)
+        print_rows(summary(record["kernels"]))
+    show(record, json_output)
     if not record["ok"]:
         raise typer.Exit(1)
 
@@ -301,9 +234,9 @@ def eval_facts(
     json_output: Json = False,
 ) -> None:
     """How often reuse states the donor's facts instead of the prompt's."""
-    with _starting():
+    with starting():
         from semshare.evaluation.facts import run_facts  # noqa: PLC0415 - see above
-    _show(run_facts(limit=limit, model=model, dtype=dtype), json_output)
+    show(run_facts(limit=limit, model=model, dtype=dtype), json_output)
 
 
 def _engine_with_donors(
@@ -317,49 +250,6 @@ def _engine_with_donors(
         with status_line(f"remembering donor {number} of {len(texts)}…"):
             donors.append(engine.remember(as_prompt(text, chat)))
     return engine, donors
-
-
-def _starting() -> AbstractContextManager[object]:
-    """Shown while torch and its like are imported, which takes seconds."""
-    return status_line("starting…")
-
-
-def _show(record: Mapping[str, Any], json_output: bool) -> None:
-    if json_output:
-        _emit(record)
-        return
-    table = Table("field", "value", box=None, pad_edge=False)
-    for name, value in record.items():
-        if not isinstance(value, (list, dict)):
-            table.add_row(name, str(value))
-    Console().print(table)
-
-
-def _show_parts(record: Mapping[str, Any], json_output: bool) -> None:
-    """A record of records."""
-    if json_output:
-        _emit(record)
-        return
-    for name, part in record.items():
-        if name not in ("machine", "versions"):
-            _say(name)
-            _show(part, json_output)
-
-
-def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Records with the same fields, one a line."""
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
-    Console().print(table)
-
-
-def _emit(record: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(record))
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,9 @@ def test_help_loads_no_model_library() -> None:
         ["demo"],
         ["bench"],
         ["bench", "ttft"],
+        ["bench", "memory"],
+        ["bench", "repair"],
+        ["bench", "throughput"],
         ["eval"],
         ["eval", "facts"],
     ],
@@ -260,6 +263,34 @@ def test_demo_bench_and_eval_end_with_a_record(run: Run, monkeypatch: pytest.Mon
     ]
     code, output, _ = run("eval", "facts")
     assert output.split() == ["field", "value", "speedup", "6.5"]
+
+
+def test_benches_of_requests_together_pass_their_options_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def fake(**options: Any) -> dict[str, Any]:
+        calls.append(options)
+        return {"saving": 0.8}
+
+    for name in ("memory", "repair", "throughput"):
+        monkeypatch.setattr(f"semshare.evaluation.bench_{name}.run_{name}", fake)
+    for arguments in (
+        ("memory", "--requests", "2", "--split", "val"),
+        ("repair", "--limit", "1", "--answer-tokens", "64"),
+        ("throughput", "--part", "decode", "--part", "semantic", "--limit", "8"),
+        ("throughput",),
+    ):
+        code, output, _ = run("bench", *arguments, "--json")
+        assert code == 0
+        assert last_record(output) == {"saving": 0.8}
+    memory, repair, some, everything = calls
+    assert (memory["requests"], memory["tokens"], memory["split"]) == (2, 4000, "val")
+    assert (repair["limit"], repair["repeats"], repair["answer_tokens"]) == (1, 3, 64)
+    assert (list(some["parts"]), some["limit"]) == (["decode", "semantic"], 8)
+    assert list(everything["parts"]) == ["transformers", "decode", "decode-8k", "semantic"]
+    assert everything["limit"] is None
 
 
 def test_a_refused_benchmark_still_ends_with_a_record(

@@ -32,7 +32,8 @@ def test_figures_are_those_of_the_records(benchmarks):
 
 def test_every_benchmark_has_a_place_in_the_tables(benchmarks):
     tables = benchmarks.tables
-    assert {*tables.ORDER, "facts", "start", *tables.KERNELS} == set(benchmarks.run.COMMANDS)
+    shown = {*tables.ORDER, "facts", "start", *tables.SERVING, *tables.KERNELS}
+    assert shown == set(benchmarks.run.COMMANDS)
 
 
 def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
@@ -45,6 +46,7 @@ def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
         assert row.count("|") == columns
     assert "Swapped facts: not measured." in text
     assert "Start: not measured." in text
+    assert "Requests together: not measured (throughput, memory, repair)." in text
 
 
 def test_records_of_two_machines_are_told_apart(benchmarks, monkeypatch, tmp_path):

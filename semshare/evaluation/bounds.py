@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from semshare.errors import BenchmarkRefused
 
 Record = dict[str, Any]
@@ -14,6 +16,9 @@ Record = dict[str, Any]
 # difference's maximum; another sample is within this factor of it.
 ROUNDING_FACTOR = 2.0
 ROUNDING_MINIMUM = 1e-4  # float32 logits, where the floor itself can be 0
+
+# What is left of KL where the same exact KV was computed in other batches, nats a token.
+ROUNDING_KL = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 class FidelityMissed(BenchmarkRefused):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from semshare import ReusePolicy, SemShare
+from semshare import BenchmarkRefused, ReusePolicy, SemShare
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "faiss-cpu")
 
@@ -49,6 +49,24 @@ def setting(engine: SemShare, policy: ReusePolicy) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had at a time.
+
+    From /proc, because `getrusage` counts what the process that started this one had, too.
+
+    Raises:
+        BenchmarkRefused: the system has no such file.
+
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) << 10
+    except (OSError, StopIteration):
+        raise BenchmarkRefused(
+            "peak memory is VmHWM of /proc/self/status, which this system lacks: measure on Linux"
+        ) from None
 
 
 def _usable_cores() -> int:

@@ -2,11 +2,11 @@ import json
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from documented import undocumented
 from rich.cells import cell_len
 from tiny import tiny_engine
 
@@ -36,11 +36,6 @@ ISSUE_FIELDS = (
     "scenario tokens full_s reuse_s speedup compute_fraction efficiency kl top1 kl_floor "
     "top1_floor pgr hit_rate lookup_s model machine versions"
 ).split()
-
-
-def undocumented(record: dict[str, object]) -> list[str]:
-    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    return [name for name in record if f"`{name}`" not in text]
 
 
 def test_a_prefix_run_is_exact_and_its_record_complete() -> None:

@@ -1,0 +1,148 @@
+"""A given answer decoded step by step: what the model thought at each position, and for how long.
+
+The steps are those of `semshare.engine.scheduler`, repairs included. Only who picks the tokens is
+another, so that runs under different policies are compared position by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from semshare import Provenance, ReusePolicy, SemShare
+from semshare.config import DEFAULT_NAMESPACE
+from semshare.engine.admission import Admission
+from semshare.engine.continuation import Continuation
+from semshare.engine.generation import Generation, Request
+from semshare.engine.prompts import eos_ids
+from semshare.engine.sampling import Picked, Sampler, SamplingParams
+from semshare.engine.scheduler import Scheduler
+from semshare.engine.stopwatch import Stopwatch
+from semshare.errors import PromptTooLong
+from semshare.kv.sequence import KVSequence
+from semshare.session import Session
+from semshare.types import Prompt
+
+_NEVER = -100.0  # a logit's bias; the most that may be asked for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForcedAnswer:
+    """An answer of n tokens, as it came.
+
+    tokens:     `[n]`.
+    logits:     `[n, vocab]` float32 that each of them could be picked from.
+    seconds:    `[n]` of the steps that gave each of them; of the first, all before it too.
+    provenance: of the prompt; `repaired_after` is the first position whose logits are exact.
+    """
+
+    tokens: list[int]
+    logits: Tensor
+    seconds: list[float]
+    provenance: Provenance
+
+
+def without_end(engine: SemShare) -> dict[int, float]:
+    """A `logit_bias` with which no answer ends before its last allowed token."""
+    return dict.fromkeys(eos_ids(engine.model.hf_model, engine.tokenizer), _NEVER)
+
+
+def decode_forced(
+    engine: SemShare,
+    prompt: Prompt,
+    *,
+    tokens: Sequence[int] | None,
+    n: int,
+    policy: ReusePolicy,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> ForcedAnswer:
+    """Answer one prompt with given tokens. Nobody else is served meanwhile.
+
+    Args:
+        engine: the model, its pool and its donors.
+        prompt: text, chat messages or token ids.
+        tokens: `[n]` the answer; None: the greedy one that does not end before n tokens.
+        n: tokens of the answer.
+        policy, namespace: as for `SemShare.stream`.
+
+    Raises:
+        PromptTooLong: prompt and answer don't fit the model's context.
+        PoolExhausted: no KV slots, and nothing left to evict.
+
+    """
+    session = engine.session
+    watch = Stopwatch()
+    ids = session.encoder.prompt_ids(prompt)
+    if len(ids) + n > engine.max_context:
+        raise PromptTooLong(len(ids) + n, engine.max_context)
+    sampler = _Recorder(SamplingParams(logit_bias=without_end(engine)), tokens)
+    seconds = [0.0]
+    with session.lock, torch.inference_mode():
+        scheduler = _scheduler(session, sampler)
+        generation = scheduler.submit(Request(ids, policy, namespace, max_tokens=n), watch)
+        while not generation.ended:
+            before = watch.elapsed_s
+            scheduler.step()
+            seconds[-1] += watch.elapsed_s - before
+            if len(sampler.logits) == len(seconds):
+                seconds.append(0.0)
+    if generation.error is not None:
+        raise generation.error
+    seconds[0] = watch.timings().ttft_s
+    picked = generation.continuations[0].tokens
+    return ForcedAnswer(
+        picked, torch.stack(sampler.logits), seconds[: len(picked)], generation.prompt.provenance
+    )
+
+
+class _Recorder(Sampler):
+    """Picks given tokens, or greedily where there are none, and keeps the logits of each."""
+
+    def __init__(self, params: SamplingParams, tokens: Sequence[int] | None) -> None:
+        super().__init__(params)
+        self._tokens = tokens
+        self.logits: list[Tensor] = []  # [vocab] float32 each
+
+    def pick(self, logits: Tensor) -> Picked:
+        """The next given token."""
+        self.logits.append(logits.clone())
+        if self._tokens is None:
+            return super().pick(logits)
+        return Picked(self._tokens[len(self.logits) - 1], None)
+
+
+class _Stages:
+    """A session's stages, but for who picks the tokens (`semshare.engine.stages`)."""
+
+    def __init__(self, session: Session, sampler: Sampler) -> None:
+        self._session = session
+        self._sampler = sampler
+        self.begin = session.begin
+        self.prefilled = session.prefilled
+        self.exact_plan = session.exact_plan
+        self.repaired = session.repaired
+        self.answer = session.answer
+
+    def continuation(
+        self, generation: Generation, index: int, sequence: KVSequence
+    ) -> Continuation:
+        """The session's, with the sampler."""
+        one = self._session.continuation(generation, index, sequence)
+        one.sampler = self._sampler
+        return one
+
+
+def _scheduler(session: Session, sampler: Sampler) -> Scheduler:
+    """As the session's own is made."""
+    config = session.config
+    return Scheduler(
+        session.executor,
+        _Stages(session, sampler),
+        Admission(session.cached_tokens, session.pool.page_size),
+        prefill_rows=config.prefill_rows,
+        repair_rows=config.repair_rows,
+        max_answers=config.max_answers,
+    )
