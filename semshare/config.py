@@ -18,6 +18,7 @@ SelectionName = Literal[
 ]
 
 RepairName = Literal["off", "idle", "eager"]
+DonorFormat = Literal["full", "int8"]
 
 MAX_DECAY = 100.0  # the last layer keeps e⁻¹⁰⁰ of what the first does: nothing
 
@@ -145,6 +146,10 @@ class EngineConfig:
     embedder:          makes the prompt vectors by which similar donors are found: `model` pools the
                        model's own token embeddings; `sentence` runs all-MiniLM-L6-v2 (extra `st`),
                        which is slower and wants another `min_similarity`.
+    donor_format:      how donors keep their KV: `full` as computed, shared with their exact prefix
+                       and attended in place; `int8` in about half the bytes of 16-bit KV, a quarter
+                       of float32's, decoded into slots of the request on each use. Then their
+                       prompts stay exact prefixes only as long as nothing else wants the pages.
     """
 
     kv_budget_bytes: int = 2 << 30
@@ -155,6 +160,7 @@ class EngineConfig:
     repair_rows: int = 32
     max_answers: int = 64
     embedder: Literal["model", "sentence"] = "model"
+    donor_format: DonorFormat = "full"
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -173,6 +179,8 @@ class EngineConfig:
                 )
         if self.embedder not in ("model", "sentence"):
             raise InvalidRequest(f"embedder is {self.embedder!r}: choose one of model, sentence")
+        if self.donor_format not in get_args(DonorFormat):
+            raise InvalidRequest(f"donor_format is {self.donor_format!r}: choose one of full, int8")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

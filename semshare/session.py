@@ -38,6 +38,7 @@ from semshare.engine.served import Planned, Served
 from semshare.engine.stopwatch import Stopwatch
 from semshare.engine.text import TextAssembler
 from semshare.errors import PoolExhausted
+from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence
 from semshare.planning.monitor import DivergenceMonitor
@@ -81,14 +82,15 @@ class Session:
         lsh = TokenLSH(self.model.embedding_weight)
         if embedder is None and config.embedder == "sentence":
             embedder = SentenceEmbedder(tokenizer.decode)
+        compressed = CompressedView(self.pool) if config.donor_format == "int8" else None
         self.library = DonorLibrary(
-            self.pool, embedder or ModelEmbedder(self.model.embedding_weight)
+            self.pool, embedder or ModelEmbedder(self.model.embedding_weight), compressed
         )
         self.token_texts = TokenTexts(tokenizer)
         self.planner = Planner(
             self.library, self.pool, lsh, self.token_texts, config, self.model.n_layers
         )
-        self.executor = Executor(self.model, self.pool)
+        self.executor = Executor(self.model, self.pool, compressed)
         self.monitor = DivergenceMonitor()
         self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self.eos = eos_ids(hf_model, tokenizer)

@@ -113,7 +113,7 @@ class ReusePlan:
     source: NDArray[np.uint8]  # [n] TokenSource
     donor: NDArray[np.int32]  # [n] index into `donors`, −1 for fresh and for prefixes of no donor
     position: Positions  # [n] position in the donor, −1 for fresh
-    slots: Slots  # [n] pool slot of the reused KV, −1 for fresh
+    slots: Slots  # [n] pool slot of the reused KV (virtual: compressed, `KVPool`), −1 for fresh
     donors: tuple[str, ...]
     reasons: NDArray[np.uint8]  # [n] `FreshReason` of fresh tokens, 0 for reused ones
     deviation: DeviationSchedule | None = None

@@ -56,7 +56,7 @@ class Prefill:
         self._rows = plan.rows_to_run
         self._done = 0  # of these rows
         with watch.measure("load"):
-            layout = lay_out(plan)
+            layout = lay_out(plan, n_slots=pool.n_slots)
             reused = pool.pages_of(plan.slots[plan.slots >= 0])
             self.sequence = KVSequence(pool, layout, reused, room=room)
             try:

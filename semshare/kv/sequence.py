@@ -41,11 +41,17 @@ class Layout:
         return cls(views, _NO_SLOTS, _NO_SLOTS, _NO_SLOTS, _NO_SLOTS)
 
 
-def lay_out(plan: ReusePlan) -> Layout:
+def lay_out(plan: ReusePlan, *, n_slots: int | None = None) -> Layout:
     """Split a plan's reused tokens into views and copies. Pure.
 
     The prefix hit of an exact plan is always a view, so that the sequence's own slots start on a
     page boundary and can enter the prefix tree.
+
+    Args:
+        plan: what is reused.
+        n_slots: of the pool; slots from there on hold compressed tokens, which can't be read in
+            place. None where there are none.
+
     """
     position = np.arange(len(plan.ids), dtype=np.int64)
     reused = plan.source != TokenSource.FRESH
@@ -59,6 +65,8 @@ def lay_out(plan: ReusePlan) -> Layout:
     starts = np.concatenate(([0], breaks)) if len(position) else np.empty(0, np.int64)
     stops = np.append(starts[1:], len(position))
     runs = [(a, b) for a, b in zip(starts, stops, strict=True) if reused[a]]
+    if n_slots is not None:
+        runs = [(a, b) for a, b in runs if plan.slots[b - 1] < n_slots]
     if plan.is_exact:
         chosen = runs
     else:
