@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "facts": "eval facts --json",
     "start": "bench start --json",
+    "retention": "bench retention --json",
     "decode": "bench decode --json",
     "kernels": "bench kernels --json",
     "kernel-check": "kernels check --json",
