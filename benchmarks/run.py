@@ -37,6 +37,7 @@ COMMANDS = {
     "memory": "bench memory --requests 8 --json",
     "repair": "bench repair --json",
     "throughput": "bench throughput --json",
+    "retention": "bench retention --json",
     "decode": "bench decode --json",
     "kernels": "bench kernels --json",
     "kernel-check": "kernels check --json",

@@ -63,6 +63,28 @@ def bench_decode(repeats: Repeats = 9, json_output: Json = False) -> None:
     show(record, json_output)
 
 
+@bench.command("retention")
+def bench_retention(
+    scenario: Annotated[str, typer.Option(help="shifted or paraphrase.")] = "shifted",
+    limit: Annotated[int, typer.Option(min=1, help="Use only so many examples.")] = 4,
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    split: SplitName = "test",
+    json_output: Json = False,
+) -> None:
+    """What prompts cut to a share of their KV cost in fidelity, and donors in int8."""
+    with starting():
+        from semshare.evaluation.bench_retention import run_retention  # noqa: PLC0415
+        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
+    record = run_retention(
+        scenario=scenario, limit=limit, model=model, dtype=dtype, split=split_named(split)
+    )
+    if not json_output:
+        print_rows(record["retention"])
+        print_rows(record["donors"])
+    show(record, json_output)
+
+
 @bench.command("start")
 def bench_start(
     repeats: Annotated[int, typer.Option(min=1, help="Processes to start.")] = 5,

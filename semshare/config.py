@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from semshare.errors import InvalidPolicy, InvalidRequest
+from semshare.planning.retention import DECAY
 
 DEFAULT_NAMESPACE = "default"  # of requests that name none
 
@@ -17,6 +18,9 @@ SelectionName = Literal[
 ]
 
 RepairName = Literal["off", "idle", "eager"]
+DonorFormat = Literal["full", "int8"]
+
+MAX_DECAY = 100.0  # the last layer keeps e⁻¹⁰⁰ of what the first does: nothing
 
 REUSE_MODES: tuple[str, ...] = get_args(ReuseMode)
 SELECTION_NAMES: tuple[str, ...] = get_args(SelectionName)
@@ -55,6 +59,13 @@ class ReusePolicy:
                     it no longer depends on other prompts: `eager` beside every step, `idle` only
                     while no other request is there, `off` never.
     remember:       keep the prompt as a donor once it has been computed in full.
+    retention:      share, above 0 and at most 1, of the prompt's (token, layer) pairs whose KV is
+                    kept once the prompt is computed; its answers don't see the rest. Below 1 they
+                    are approximate, and can't be repaired; what is kept for other prompts is
+                    exact as ever. `SemShare.verify` measures it with the rest of the policy, but
+                    only reuse is stepped down by `max_divergence`.
+    retention_decay: 0 lets all layers keep alike; above 0 they keep less the deeper they lie, as in
+                    SemShareKV (arXiv 2509.24832): the last exp(−decay) of what the first keeps.
     seed:           for the `random` selection.
     """
 
@@ -71,6 +82,8 @@ class ReusePolicy:
     max_divergence: float | None = None
     repair: RepairName = "off"
     remember: bool = False
+    retention: float = 1.0
+    retention_decay: float = DECAY
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +99,15 @@ class ReusePolicy:
         _require_range("seed", self.seed, 0, 2**63 - 1)
         if self.max_divergence is not None:
             _require_range("max_divergence", self.max_divergence, 0.0, math.inf)
+        _require_range("retention", self.retention, 0.0, 1.0)
+        _require_range("retention_decay", self.retention_decay, 0.0, MAX_DECAY)
+        if self.retention == 0.0:
+            raise InvalidPolicy("policy.retention is 0: it must be above 0, and 1 keeps everything")
+        if self.retention < 1.0 and self.repair != "off":
+            raise InvalidPolicy(
+                f"policy.repair is {self.repair!r} and policy.retention {self.retention}: a repair "
+                "would bring back what is dropped, so set repair to off or retention to 1"
+            )
         for name in ("only_unmatched", "fact_guard", "remember"):
             value = getattr(self, name)
             if not isinstance(value, bool):
@@ -124,6 +146,10 @@ class EngineConfig:
     embedder:          makes the prompt vectors by which similar donors are found: `model` pools the
                        model's own token embeddings; `sentence` runs all-MiniLM-L6-v2 (extra `st`),
                        which is slower and wants another `min_similarity`.
+    donor_format:      how donors keep their KV: `full` as computed, shared with their exact prefix
+                       and attended in place; `int8` in about half the bytes of 16-bit KV, a quarter
+                       of float32's, decoded into slots of the request on each use. Then their
+                       prompts stay exact prefixes only as long as nothing else wants the pages.
     """
 
     kv_budget_bytes: int = 2 << 30
@@ -134,6 +160,7 @@ class EngineConfig:
     repair_rows: int = 32
     max_answers: int = 64
     embedder: Literal["model", "sentence"] = "model"
+    donor_format: DonorFormat = "full"
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -152,6 +179,8 @@ class EngineConfig:
                 )
         if self.embedder not in ("model", "sentence"):
             raise InvalidRequest(f"embedder is {self.embedder!r}: choose one of model, sentence")
+        if self.donor_format not in get_args(DonorFormat):
+            raise InvalidRequest(f"donor_format is {self.donor_format!r}: choose one of full, int8")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

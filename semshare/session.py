@@ -39,11 +39,13 @@ from semshare.engine.served import Planned, Served
 from semshare.engine.stopwatch import Stopwatch
 from semshare.engine.text import TextAssembler
 from semshare.errors import PoolExhausted
+from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence
 from semshare.planning.monitor import DivergenceMonitor
 from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
+from semshare.planning.retention import Retention
 from semshare.types import Answer, DonorInfo, Ids, RememberState, ReusePlan, Scores, TextDelta
 
 
@@ -82,14 +84,15 @@ class Session:
         lsh = TokenLSH(self.model.embedding_weight)
         if embedder is None and config.embedder == "sentence":
             embedder = SentenceEmbedder(tokenizer.decode)
+        compressed = CompressedView(self.pool) if config.donor_format == "int8" else None
         self.library = DonorLibrary(
-            self.pool, embedder or ModelEmbedder(self.model.embedding_weight)
+            self.pool, embedder or ModelEmbedder(self.model.embedding_weight), compressed
         )
         self.token_texts = TokenTexts(tokenizer)
         self.planner = Planner(
             self.library, self.pool, lsh, self.token_texts, config, self.model.n_layers
         )
-        self.executor = Executor(self.model, self.pool)
+        self.executor = Executor(self.model, self.pool, compressed)
         self.monitor = DivergenceMonitor()
         self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self.eos = eos_ids(hf_model, tokenizer)
@@ -127,6 +130,7 @@ class Session:
             room=request.room,
             in_full_if_short=in_full_if_short,
             on_fallback=lambda stage: self.counters.update([f"fallback:{stage}"]),
+            retention=_retention(request.policy),
         )
         self._serving.add(served)
         return served
@@ -173,12 +177,19 @@ class Session:
         return record.upto(len(draft.ids)), look.rows_computed
 
     def prefilled(self, served: Served) -> None:
-        """A prompt's KV is there: others may begin with it, if it is exact."""
+        """A prompt's KV is there: others may begin with it, if it is exact.
+
+        From then on its own answers see what the policy retains.
+        """
         self._serving.add(served)  # one that joined another's prompt was not begun here
         for source, tokens in served.provenance.counts.items():
             self.counters[f"tokens:{source}"] += tokens
         self.library.touch(served.namespace, served.planned.donors)
         self._cache(served, served.ids, served.sequence)
+        try:
+            served.retain()
+        except PoolExhausted:
+            self.counters["retention_skipped"] += 1  # it takes more room than it was asked to
 
     def cached_tokens(self, ids: Ids, namespace: str) -> int:
         """Tokens of the longest exact prefix that is cached."""
@@ -381,3 +392,10 @@ class Session:
             self.monitor.reset(namespace)
             for served in self._serving:
                 served.forgotten |= namespace in (None, served.namespace)
+
+
+def _retention(policy: ReusePolicy) -> Retention | None:
+    """What a policy wants to be kept of a prompt; None for all of it."""
+    if policy.retention == 1.0:
+        return None
+    return Retention(policy.retention, policy.retention_decay, sinks=policy.sink_tokens)

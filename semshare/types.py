@@ -125,7 +125,7 @@ class ReusePlan:
     source: NDArray[np.uint8]  # [n] TokenSource
     donor: NDArray[np.int32]  # [n] index into `donors`, −1 for fresh and for prefixes of no donor
     position: Positions  # [n] position in the donor, −1 for fresh
-    slots: Slots  # [n] pool slot of the reused KV, −1 for fresh
+    slots: Slots  # [n] pool slot of the reused KV (virtual: compressed, `KVPool`), −1 for fresh
     donors: tuple[str, ...]
     reasons: NDArray[np.uint8]  # [n] `FreshReason` of fresh tokens, 0 for reused ones
     deviation: DeviationSchedule | None = None
@@ -190,10 +190,11 @@ class Provenance:
     donor: NDArray[np.int32]  # [n] index into `donors`, −1 for none
     donor_position: Positions  # [n] position in the donor, −1 for none
     compute_fraction: float  # (token, layer) pairs computed / n × layers, counted as they ran
-    exact: bool  # no approximate KV was used
+    exact: bool  # no approximate KV was used, and none was dropped
     mode: str  # the mode that was in force, after any step-down
     fallback: str | None = None  # why the request was computed in full after all, if it was
     repaired_after: int | None = None  # answer tokens given when all KV had been made exact
+    retained: float = 1.0  # share of the prompt's (token, layer) pairs that the answers see
 
     @property
     def counts(self) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -26,6 +27,16 @@ class KeyTable:
     def take(self, index: Index) -> KeyTable:
         """The keys at `index`, in that order."""
         return KeyTable(self.slots[index], self.positions[index], self.shifts[index])
+
+    @staticmethod
+    def joined(several: Sequence[KeyTable]) -> KeyTable:
+        """All keys of several, one after the other."""
+        return KeyTable(
+            *(
+                np.concatenate([getattr(table, field.name) for table in several])
+                for field in fields(KeyTable)
+            )
+        )
 
 
 def in_a_row(slots: Index) -> bool:

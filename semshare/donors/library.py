@@ -15,6 +15,7 @@ from semshare.donors.prefix_tree import PrefixNode, PrefixTree
 from semshare.donors.prompt_index import PromptIndex
 from semshare.donors.span_index import SpanIndex
 from semshare.errors import NotFound
+from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool, Pages
 from semshare.planning.guard import FactMarks
 from semshare.types import DonorInfo, Ids, Scores, Slots
@@ -28,11 +29,11 @@ class Donor:
     namespace: str
     ids: Ids  # [n]
     pages: Pages
-    slots: Slots  # [n]
+    slots: Slots  # [n], virtual ones if it is compressed (`KVPool`)
     codes: Tensor  # [n, words] int64 of `TokenLSH`, at the donor's own positions
     history: Scores  # [n] attention of past answers; empty if none was recorded
     marks: FactMarks
-    node: PrefixNode  # its path in the prefix tree, locked
+    node: PrefixNode | None  # its path in the prefix tree, locked; None if it is compressed
     pinned: bool
     last_used: int
     bytes: int
@@ -66,11 +67,16 @@ class DonorLibrary:
     Args:
         pool: holds the KV. Its `reclaim` hook is set to this library's eviction.
         embedder: makes the prompt vectors.
+        compressed: stores the KV of donors, if that is to be in int8. Prefixes are lossless, so a
+            donor's own is then cached only as those of other prompts are.
 
     """
 
-    def __init__(self, pool: KVPool, embedder: Embedder) -> None:
+    def __init__(
+        self, pool: KVPool, embedder: Embedder, compressed: CompressedView | None = None
+    ) -> None:
         self._pool = pool
+        self._compressed = compressed
         self._embedder = embedder
         self._clock: Iterator[int] = count(1)
         self._namespaces: dict[str, Namespace] = {}
@@ -100,20 +106,39 @@ class DonorLibrary:
         marks: FactMarks,
         pinned: bool,
     ) -> Donor:
-        """Keep a prompt whose KV on `pages` is exact, and that is no donor yet (`renew`)."""
+        """Keep a prompt that is no donor yet (`renew`).
+
+        Args:
+            namespace: whose requests may find it.
+            ids: `[n]` of the prompt.
+            pages: with its exact KV, in order.
+            codes, history, marks, pinned: see `Donor`.
+
+        Raises:
+            PoolExhausted: no pages for a compressed copy, and nothing left to evict.
+            InvalidRequest: a number that can't be compressed. In any case nothing is kept.
+
+        """
         vector = self.vector(ids)  # an embedder that fails leaves nothing half kept
         name = donor_id(namespace, ids)
-        space = self.namespace(namespace)
-        pages = pages[: self._pool.pages_for(len(ids))].copy()
-        self._pool.share(pages)
-        node = space.prefixes.insert(ids, pages, owner=name)
-        space.prefixes.lock(node)
+        slots = self._pool.slots_of(pages)[: len(ids)]
+        node = None
+        if self._compressed is not None:
+            pages = self._compressed.store(slots)  # may evict all that is left of a namespace
+            slots = self._compressed.slots_of(pages)[: len(ids)]
+            space = self.namespace(namespace)
+        else:
+            space = self.namespace(namespace)
+            pages = pages[: self._pool.pages_for(len(ids))].copy()
+            self._pool.share(pages)
+            node = space.prefixes.insert(ids, pages, owner=name)
+            space.prefixes.lock(node)
         donor = Donor(
             id=name,
             namespace=namespace,
             ids=ids,
             pages=pages,
-            slots=self._pool.slots_of(pages)[: len(ids)],
+            slots=slots,
             codes=codes,
             history=history,
             marks=marks,
@@ -190,8 +215,13 @@ class DonorLibrary:
         del space.donors[name]
         space.spans.remove(name)
         space.prompts.remove(name)
-        space.prefixes.unlock(donor.node)
-        space.prefixes.forget(donor.node)
+        if donor.node is not None:
+            space.prefixes.unlock(donor.node)
+            space.prefixes.forget(donor.node)
+        else:
+            cached = space.prefixes.match(donor.ids)
+            if len(donor.ids) - cached.tokens < self._pool.page_size:  # and not just its beginning
+                space.prefixes.forget(cached.node)
         self._pool.release(donor.pages)
         self._drop_if_empty(namespace)
 
@@ -249,7 +279,8 @@ class DonorLibrary:
         """Pages that are free or would be without cached prefixes and unpinned donors."""
         references = self._pool.references(np.arange(self._pool.n_pages))
         pinned = [donor for donor in self._donors() if donor.pinned]
-        kept = {id(node) for donor in pinned for node in donor.node.path()}
+        locked = [donor.node for donor in pinned if donor.node is not None]
+        kept = {id(node) for end in locked for node in end.path()}
         for space in self._namespaces.values():
             for node in space.prefixes.nodes():
                 if id(node) not in kept:

@@ -24,6 +24,7 @@ from semshare.engine.rows import (
     Rows,
     rotations,
 )
+from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence, Layout
 from semshare_kernels import few_rows_linears, native, realign_keys, write_slots
@@ -38,11 +39,21 @@ class ForwardResult:
 
 
 class Executor:
-    """A model and the pool its KV lies in."""
+    """A model and the pool its KV lies in.
 
-    def __init__(self, adapter: ModelAdapter, pool: KVPool) -> None:
+    Args:
+        adapter: the model.
+        pool: its KV.
+        compressed: reads what lies in the pool in int8; needed where anything does.
+
+    """
+
+    def __init__(
+        self, adapter: ModelAdapter, pool: KVPool, compressed: CompressedView | None = None
+    ) -> None:
         self.adapter = adapter
         self.pool = pool
+        self._compressed = compressed
         if adapter.device.type == "cpu":
             native.library()  # compiled on its first use ever: not while a request waits
 
@@ -50,12 +61,30 @@ class Executor:
         """Copy a layout's copied tokens into the sequence's own slots, keys re-aligned."""
         if len(layout.copied) == 0:
             return
-        source = self._index(layout.copied_slots)
-        target = self._index(sequence.own_slots(layout.copied))
-        turns = rotations(self.adapter, layout.copied_shift)
+        is_plain = layout.copied_slots < self.pool.n_slots
+        self._load_plain(sequence, layout, np.flatnonzero(is_plain))
+        self._load_compressed(sequence, layout, np.flatnonzero(~is_plain))
+
+    def _load_plain(self, sequence: KVSequence, layout: Layout, which: NDArray[np.int64]) -> None:
+        source = self._index(layout.copied_slots[which])
+        target = self._index(sequence.own_slots(layout.copied[which]))
+        turns = rotations(self.adapter, layout.copied_shift[which])
         for index, kind in enumerate(self.adapter.rope_kinds):
             realign_keys(self.pool.keys[index], source, target, turns.get(kind))
             realign_keys(self.pool.values[index], source, target, None)
+
+    def _load_compressed(
+        self, sequence: KVSequence, layout: Layout, which: NDArray[np.int64]
+    ) -> None:
+        if len(which) == 0:
+            return
+        if self._compressed is None:
+            raise AssertionError("nothing here can read compressed donors")
+        source = self._index(layout.copied_slots[which])
+        target = self._index(sequence.own_slots(layout.copied[which]))
+        turns = rotations(self.adapter, layout.copied_shift[which])
+        for index, kind in enumerate(self.adapter.rope_kinds):
+            self._compressed.load(index, source, target, turns.get(kind))
 
     def run(self, several: Sequence[Rows]) -> list[ForwardResult]:
         """Compute rows in every layer, writing their KV.

@@ -133,7 +133,11 @@ class Keeper:
         ids = served.ids
         if not policy.remember:
             return "no", None
+        nothing = np.empty(0, np.float32)
         if not served.exact:
+            known = self._library.renew(served.namespace, ids, history=nothing, pinned=False)
+            if known is not None:
+                return "done", known.info
             return ("pending" if self.add_pending(served.namespace, ids) else "no"), None
-        history = record.upto(len(ids)) if record is not None else np.empty(0, np.float32)
+        history = record.upto(len(ids)) if record is not None else nothing
         return "done", self.keep_donor(served, sequence, history, pinned=False)

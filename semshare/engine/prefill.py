@@ -15,7 +15,7 @@ from semshare.types import ReusePlan
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A prompt that another request has computed."""
+    """A prompt whose prefill is over: of another request, or cut to what is retained."""
 
     sequence: KVSequence
     logits: torch.Tensor  # [1, vocab] float32, of the prompt's last token
@@ -51,12 +51,12 @@ class Prefill:
         self.plan = plan
         self.logits: torch.Tensor | None = None  # [1, vocab] float32, of the prompt's last token
         self.rows_computed = 0  # (row, layer) pairs
+        self.record = record
         self._executor = executor
-        self._record = record
         self._rows = plan.rows_to_run
         self._done = 0  # of these rows
         with watch.measure("load"):
-            layout = lay_out(plan)
+            layout = lay_out(plan, n_slots=pool.n_slots)
             reused = pool.pages_of(plan.slots[plan.slots >= 0])
             self.sequence = KVSequence(pool, layout, reused, room=room)
             try:
@@ -89,7 +89,7 @@ class Prefill:
             rows,
             n_logits=int(len(rows) == self.rows_left),
             deviation=self.plan.deviation,
-            record=self._record,
+            record=self.record,
         )
 
     def took(self, rows: PromptRows, result: ForwardResult) -> None:

@@ -35,28 +35,33 @@ from semshare_kernels import (
 )
 
 _Rope = dict[str, tuple[Tensor, Tensor]]  # cos and sin of each rope kind
+# Layers whose attention is planned alike: by their window; where a prompt was cut to what each
+# layer retains, every layer by itself.
+_Like = tuple[int | None, int | None]
 
 
 @dataclass(slots=True)
 class AttentionRecord:
-    """Attention that the rows of some forward calls paid to each position, over all layers.
+    """Attention that the rows of some forward calls paid to each position, in each layer.
 
     Rows before `first_position` are not counted.
     """
 
     first_position: int = 0
-    mass: Scores = field(default_factory=lambda: np.zeros(0, dtype=np.float32))  # [length]
+    mass: Scores = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # [layers, length]
 
-    def add(self, positions: NDArray[np.int64], mass: Tensor) -> None:
+    def add(self, layer: int, positions: NDArray[np.int64], mass: Tensor) -> None:
         """Add `mass` `[n]` float32 of the keys at `positions` `[n]`, each at most once."""
-        end = int(positions.max()) + 1
-        if end > len(self.mass):
-            self.mass = np.pad(self.mass, (0, end - len(self.mass)))
-        self.mass[positions] += mass.cpu().numpy()
+        layers, length = self.mass.shape
+        missing = max(layer + 1 - layers, 0), max(int(positions.max()) + 1 - length, 0)
+        if any(missing):
+            self.mass = np.pad(self.mass, [(0, more) for more in missing])
+        self.mass[layer, positions] += mass.cpu().numpy()
 
     def upto(self, n: int) -> Scores:
-        """`[n]` the attention of the first `n` positions."""
-        return np.pad(self.mass, (0, max(n - len(self.mass), 0)))[:n]
+        """`[n]` the attention of the first `n` positions, summed over the layers."""
+        summed = self.mass.sum(axis=0)
+        return np.pad(summed, (0, max(n - len(summed), 0)))[:n]
 
 
 class Rows(Protocol):
@@ -153,12 +158,12 @@ class _PreparedPrompt:
         self._adapter, self._pool, self._rows = adapter, pool, rows
         self._positions = rows.positions
         self.slots = rows.sequence.own_slots(rows.positions)
-        self._table = rows.sequence.key_table(int(rows.positions[-1]) + 1)
+        self._length = int(rows.positions[-1]) + 1
         self._plan_again()
 
     def _plan_again(self) -> None:
         self._rope = self._adapter.rope(_index(self._positions, self._adapter))
-        self._turns: dict[int | None, _TurnedQueries] = {}
+        self._turns: dict[_Like, _TurnedQueries] = {}
 
     def upright(self, key: Tensor, kind: str) -> Tensor:
         return key if kind == NO_ROPE else apply_rotary(key, *self._rope[kind])
@@ -180,10 +185,12 @@ class _PreparedPrompt:
     def attend(self, layer: int, query: Tensor) -> Tensor:
         adapter, record = self._adapter, self._rows.record
         kind, window = adapter.rope_kinds[layer], adapter.windows[layer]
-        if window not in self._turns:
-            self._turns[window] = _TurnedQueries(adapter, self._table, self._positions, window)
-        work = self._turns[window]
-        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        alone = None if self._rows.sequence.retained is None else layer
+        if (window, alone) not in self._turns:
+            table = self._rows.sequence.key_table(self._length, layer=alone)
+            self._turns[window, alone] = _TurnedQueries(adapter, table, self._positions, window)
+        work = self._turns[window, alone]
+        keys, values = _read_from(self._pool, layer, in_cells=alone is not None)
         queries, turn = work.of(query, kind), work.turn.get(kind)
         out, lse = mixed_attention(work.plan, queries, keys, values, adapter.scale, turn)
         if record is not None:
@@ -191,7 +198,7 @@ class _PreparedPrompt:
             mass = attention_mass(
                 work.plan, queries, keys, lse, adapter.scale, turn, first_query=first
             )
-            record.add(self._table.positions, mass)
+            record.add(layer, work.table.positions, mass)
         return out
 
 
@@ -205,6 +212,7 @@ class _TurnedQueries:
         positions: NDArray[np.int64],
         window: int | None,
     ) -> None:
+        self.table = table
         self.plan = plan_mixed(positions, table, window=window, shape=adapter.attention_shape)
         self._rope = adapter.rope(_index(positions - self.plan.shifts[:, None], adapter))
         self.turn = rotations(adapter, self.plan.turned_shifts)
@@ -225,9 +233,11 @@ class _PreparedDecode:
                 for index, sequence in enumerate(rows.sequences)
             ]
         )
-        self._tree: KeyTree = key_tree(rows.sequences)
+        self._sequences = rows.sequences
+        self._in_cells = any(sequence.retained is not None for sequence in rows.sequences)
         self._rope = adapter.rope(_index(rows.positions, adapter))
-        self._plans: dict[int | None, tuple[DecodePlan, Tensor, _Rope]] = {}
+        self._trees: dict[int | None, KeyTree] = {}  # by layer, or one for all
+        self._plans: dict[_Like, tuple[DecodePlan, Tensor, _Rope]] = {}
 
     def upright(self, key: Tensor, kind: str) -> Tensor:
         return key if kind == NO_ROPE else apply_rotary(key, *self._rope[kind])
@@ -238,18 +248,28 @@ class _PreparedDecode:
     def attend(self, layer: int, query: Tensor) -> Tensor:
         adapter = self._adapter
         kind, window = adapter.rope_kinds[layer], adapter.windows[layer]
-        if window not in self._plans:
-            at = self._positions
-            plan = plan_decode(at, self._tree, window=window, shape=adapter.attention_shape)
+        alone = layer if self._in_cells else None
+        if alone not in self._trees:
+            self._trees[alone] = key_tree(self._sequences, layer=alone)
+        if (window, alone) not in self._plans:
+            at, tree = self._positions, self._trees[alone]
+            plan = plan_decode(at, tree, window=window, shape=adapter.attention_shape)
             turned_for = _index(at[plan.row_sequence] - plan.row_shift, adapter)
             rows = _index(plan.row_sequence, adapter)
-            self._plans[window] = plan, rows, adapter.rope(turned_for)
-        plan, rows, rope = self._plans[window]
+            self._plans[window, alone] = plan, rows, adapter.rope(turned_for)
+        plan, rows, rope = self._plans[window, alone]
         queries = query.index_select(0, rows)
         if kind != NO_ROPE:
             queries = apply_rotary(queries, *rope[kind])
-        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        keys, values = _read_from(self._pool, layer, in_cells=self._in_cells)
         return decode_attention(plan, queries, keys, values, adapter.scale)[0]
+
+
+def _read_from(pool: KVPool, layer: int, *, in_cells: bool) -> tuple[Tensor, Tensor]:
+    """The keys and values that a layer's slots, or its cells, are indices into."""
+    if in_cells:
+        return pool.all_keys, pool.all_values
+    return pool.keys[layer], pool.values[layer]
 
 
 def rotations(adapter: ModelAdapter, shifts: NDArray[np.int64]) -> dict[str, Rotation]:

@@ -11,11 +11,13 @@ from semshare.config import ReuseMode
 from semshare.engine.executor import Executor, ForwardResult
 from semshare.engine.failures import log_failure
 from semshare.engine.prefill import Prefill, Prefilled
+from semshare.engine.retain import looking_record, retain
 from semshare.engine.rows import PromptRows
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import PoolExhausted
 from semshare.kv.sequence import KVSequence
 from semshare.planning.plan import full_plan, shared_plan
+from semshare.planning.retention import Retention
 from semshare.types import Ids, Provenance, ReusePlan
 
 
@@ -49,6 +51,7 @@ class Served:
         in_full_if_short: where the pool has no slots beside the reused ones, let go of them and
             compute everything, so that the donors may be evicted.
         on_fallback: called with the stage that failed.
+        retention: what `retain` will keep of the prompt's KV, if not all of it.
         prefilled: KV that is there already, in place of a prefill.
 
     Raises:
@@ -66,6 +69,7 @@ class Served:
         room: int,
         in_full_if_short: bool,
         on_fallback: Callable[[str], None],
+        retention: Retention | None = None,
         prefilled: Prefilled | None = None,
     ) -> None:
         self.namespace = namespace
@@ -78,12 +82,13 @@ class Served:
         self._executor = executor
         self._room = room
         self._on_fallback = on_fallback
+        self._retention = retention
         self._rows_in_vain = 0  # (row, layer) pairs of prefills that failed
         if prefilled is not None:
             self._prefill: Prefill | Prefilled = prefilled
             return
         try:
-            self._prefill = Prefill(executor, planned.plan, watch, room=room)
+            self._prefill = self._begin()
         except Exception as error:
             short = isinstance(error, PoolExhausted)
             if short and not (in_full_if_short and planned.plan.source.any()):
@@ -140,13 +145,13 @@ class Served:
 
     @property
     def exact(self) -> bool:
-        """Whether all KV is that of a full prefill."""
-        return self.plan.is_exact or self.repaired
+        """Whether all KV is that of a full prefill, and nothing of it was dropped."""
+        return self.sequence.retained is None and (self.plan.is_exact or self.repaired)
 
     @property
     def provenance(self) -> Provenance:
         """What the caller is told."""
-        plan, layers = self.plan, self._executor.adapter.n_layers
+        plan, layers, cut = self.plan, self._executor.adapter.n_layers, self.sequence.retained
         rows = self.planned.first_look + self._rows_in_vain + self._prefill.rows_computed
         return Provenance(
             source=plan.source,
@@ -154,10 +159,11 @@ class Served:
             donor=plan.donor,
             donor_position=plan.position,
             compute_fraction=rows / (len(plan.ids) * layers),
-            exact=plan.is_exact,
+            exact=plan.is_exact and cut is None,
             mode=self.planned.mode,
             fallback=self.planned.fallback,
             repaired_after=self.repaired_after,
+            retained=1.0 if cut is None else cut.share,
         )
 
     @property
@@ -190,6 +196,22 @@ class Served:
         self.watch.stage = "prefill"
         self._fall_back(error)
 
+    def retain(self) -> None:
+        """Drop what the request's policy does not want to be kept, once the prompt is prefilled.
+
+        Raises:
+            PoolExhausted: no slots for what is kept; all of it stays.
+
+        """
+        if self._retention is None or not isinstance(self._prefill, Prefill):
+            return  # it goes on from KV that another request has cut
+        done = self._prefill
+        if done.record is None:
+            raise AssertionError("nothing was recorded to tell what should be kept")
+        cut = retain(self._executor, done.sequence, done.record, self._retention, room=self._room)
+        if cut is not None:
+            self._prefill = Prefilled(cut, self.logits, done.rows_computed)
+
     def release(self) -> None:
         """Give its slots back."""
         self._prefill.sequence.release()
@@ -209,4 +231,8 @@ class Served:
             plan=full_plan(self.planned.plan.ids),
             fallback=f"{stage}: {type(error).__name__}",
         )
-        self._prefill = Prefill(self._executor, self.plan, self.watch, room=self._room)
+        self._prefill = self._begin()
+
+    def _begin(self) -> Prefill:
+        record = None if self._retention is None else looking_record(self.plan)
+        return Prefill(self._executor, self.plan, self.watch, room=self._room, record=record)

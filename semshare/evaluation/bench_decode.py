@@ -35,7 +35,7 @@ _NEVER = 1 << 60  # bytes that a tile would cost for sharing never to pay
 
 
 class WrongResult(SemShareError):
-    """A kernel's result is not what it is measured against: no speed is printed."""
+    """A result is not what it is measured against: nothing is printed."""
 
 
 def run_decode(*, repeats: int) -> dict[str, Any]:

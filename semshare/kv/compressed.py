@@ -9,6 +9,8 @@ from torch import Tensor
 from semshare.errors import InvalidRequest
 from semshare.kv.pool import KVPool, Pages
 from semshare.types import Slots
+from semshare_kernels import Rotation, write_slots
+from semshare_kernels.rotary import rotated
 
 
 class CompressedView:
@@ -44,6 +46,43 @@ class CompressedView:
         """
         pages = -(-n_tokens // self._pool.compressed_per_page)
         return self._pool.allocate(pages * self._pool.page_size)
+
+    def store(self, source: Slots) -> Pages:
+        """Compress tokens `[n]` into fresh pages, with one reference each.
+
+        Raises:
+            PoolExhausted: too few free pages.
+            InvalidRequest: a number that int8 can't store. In any case nothing stays taken.
+
+        """
+        pages = self.allocate(len(source))
+        try:
+            device = self._pool.all_keys.device
+            plain = torch.from_numpy(source).to(device)
+            slots = torch.from_numpy(self.slots_of(pages)[: len(source)]).to(device)
+            for layer, (keys, values) in enumerate(
+                zip(self._pool.keys, self._pool.values, strict=True)
+            ):
+                self.write(layer, slots, keys[plain], values[plain])
+        except BaseException:
+            self._pool.release(pages)
+            raise
+        return pages
+
+    def load(self, layer: int, slots: Tensor, target: Tensor, rotation: Rotation | None) -> None:
+        """Decode one layer of tokens into plain slots.
+
+        Args:
+            layer: its index.
+            slots: `[n]` int64, virtual.
+            target: `[n]` int64, plain.
+            rotation: `[n]`, moves the keys; None leaves them where they were.
+
+        """
+        keys, values = self.read(layer, slots)
+        if rotation is not None:
+            keys = rotated(keys, rotation)
+        write_slots(self._pool.keys[layer], self._pool.values[layer], target, keys, values)
 
     def slots_of(self, pages: Pages) -> Slots:
         """All virtual slots of `pages`, in their order."""

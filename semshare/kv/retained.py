@@ -7,14 +7,49 @@ layer may lie in any cell (see `KVPool`), so Σ kept tokens of L layers fit into
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semshare.kv.pool import Cells, KVPool
+from semshare.kv.pool import Cells, KVPool, Pages
+from semshare.kv.segment import Segment, runs_of
 from semshare.types import Slots
-from semshare_kernels import Rotation, realign_keys
+from semshare_kernels import KeyTable, Rotation, realign_keys
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RetainedPrompt:
+    """What each layer keeps of a prompt. Its keys are rotated for where they stand in it.
+
+    Args:
+        length: tokens of the prompt.
+        pages: where all cells lie.
+        tables: for each layer the cells and positions of what it keeps, without any shift.
+        runs: the same for each layer, as runs of cells.
+
+    """
+
+    length: int
+    pages: Pages
+    tables: tuple[KeyTable, ...]
+    runs: tuple[tuple[Segment, ...], ...]
+
+    @classmethod
+    def of(
+        cls, length: int, pages: Pages, kept: Sequence[NDArray[np.int64]], cells: Sequence[Cells]
+    ) -> RetainedPrompt:
+        """From each layer's positions, ascending, and as many cells."""
+        unmoved = [np.zeros(len(positions), np.int64) for positions in kept]
+        tables = tuple(map(KeyTable, cells, kept, unmoved))
+        runs = tuple(runs_of(one.slots, one.positions, one.shifts) for one in tables)
+        return cls(length, pages, tables, runs)
+
+    @property
+    def share(self) -> float:
+        """Of all (token, layer) pairs."""
+        return sum(map(len, self.tables)) / (self.length * len(self.tables))
 
 
 def slots_wanted(counts: Sequence[int]) -> int:

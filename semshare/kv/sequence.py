@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from semshare.errors import PoolExhausted
 from semshare.kv.pool import KVPool, Pages
+from semshare.kv.retained import RetainedPrompt
+from semshare.kv.segment import Segment, runs_of
 from semshare.types import ReusePlan, Slots, TokenSource
 from semshare_kernels import KeyTable, KeyTree
 
@@ -21,26 +23,6 @@ MAX_VIEWS = 16
 # Slots for an answer are reserved in portions: few answers use all the tokens they are allowed.
 ROOM_TOKENS = 256
 _NO_SLOTS = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Slots [slot_start, slot_start + n) whose tokens have these positions in the sequence.
-
-    `shift` is position in the sequence − position the key was rotated for.
-    """
-
-    slot_start: int
-    positions: NDArray[np.int64]  # [n] ascending
-    shift: int
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @property
-    def slots(self) -> Slots:
-        """`[n]`."""
-        return np.arange(self.slot_start, self.slot_start + len(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +41,17 @@ class Layout:
         return cls(views, _NO_SLOTS, _NO_SLOTS, _NO_SLOTS, _NO_SLOTS)
 
 
-def lay_out(plan: ReusePlan) -> Layout:
+def lay_out(plan: ReusePlan, *, n_slots: int | None = None) -> Layout:
     """Split a plan's reused tokens into views and copies. Pure.
 
     The prefix hit of an exact plan is always a view, so that the sequence's own slots start on a
     page boundary and can enter the prefix tree.
+
+    Args:
+        plan: what is reused.
+        n_slots: of the pool; slots from there on hold compressed tokens, which can't be read in
+            place. None where there are none.
+
     """
     position = np.arange(len(plan.ids), dtype=np.int64)
     reused = plan.source != TokenSource.FRESH
@@ -77,6 +65,8 @@ def lay_out(plan: ReusePlan) -> Layout:
     starts = np.concatenate(([0], breaks)) if len(position) else np.empty(0, np.int64)
     stops = np.append(starts[1:], len(position))
     runs = [(a, b) for a, b in zip(starts, stops, strict=True) if reused[a]]
+    if n_slots is not None:
+        runs = [(a, b) for a, b in runs if plan.slots[b - 1] < n_slots]
     if plan.is_exact:
         chosen = runs
     else:
@@ -104,30 +94,44 @@ class KVSequence:
     """The KV of one prompt and its answer: a slot and a shift for each position.
 
     Holds a reference on every page it reads; `release` gives all of them back. Own slots are
-    written by this sequence; the others are a donor's, or another sequence's.
+    written by this sequence; the others are a donor's, or another sequence's. A prompt that was cut
+    to what its layers retain has no slots: then slots begin after it, and layers differ.
 
     Args:
         pool: where all slots lie.
-        layout: of the prompt.
+        layout: of the prompt, or of what comes after a retained one.
         shared_pages: pages of `layout`'s views and copies; a reference is taken on each.
         room: most tokens of the answer; a first portion of their slots is reserved.
+        retained: what stands before all slots, if anything; references are taken on its pages.
 
     Raises:
         PoolExhausted: nothing was taken then.
 
     """
 
-    def __init__(self, pool: KVPool, layout: Layout, shared_pages: Pages, *, room: int) -> None:
+    def __init__(
+        self,
+        pool: KVPool,
+        layout: Layout,
+        shared_pages: Pages,
+        *,
+        room: int,
+        retained: RetainedPrompt | None = None,
+    ) -> None:
         self.pool = pool
-        self.length = len(layout.own) + sum(len(view) for view in layout.views)
+        self.retained = retained
+        self._first = 0 if retained is None else retained.length  # position with a slot
+        self.length = self._first + len(layout.own) + sum(len(view) for view in layout.views)
         self._slots = np.empty(self.length, np.int64)
         self._shifts = np.zeros(self.length, np.int64)
         self._is_own = np.zeros(self.length, np.bool_)
         reserved = min(room, ROOM_TOKENS)
         self._room = room - reserved  # slots that may be wanted yet
         self._spare = _NO_SLOTS  # own slots of no token yet
-        self._held: list[Pages] = [shared_pages]
-        pool.share(shared_pages)
+        self._held: list[Pages] = []
+        self._hold(shared_pages)
+        if retained is not None:
+            self._hold(retained.pages)
         try:
             self._allocate(len(layout.own) + reserved)
         except BaseException:
@@ -141,6 +145,14 @@ class KVSequence:
         self._prompt_runs: tuple[Segment, ...] | None = None  # of the first `_prompt_length` tokens
         self._prompt_length = self.length
 
+    @classmethod
+    def after(cls, pool: KVPool, retained: RetainedPrompt, *, room: int) -> KVSequence:
+        """A sequence of what is retained of a prompt; slots for its answer come as it grows."""
+        nothing = Layout.of_views(())
+        sequence = cls(pool, nothing, np.empty(0, np.int64), room=0, retained=retained)
+        sequence._room = room
+        return sequence
+
     def fork(self, *, room: int) -> KVSequence:
         """Another sequence that goes on from this one's tokens, reading them where they lie.
 
@@ -148,16 +160,14 @@ class KVSequence:
             PoolExhausted: nothing was taken then.
 
         """
-        views = tuple(self.segments)
-        pages = self.pool.pages_of(self._slots[: self.length])
-        return KVSequence(self.pool, Layout.of_views(views), pages, room=room)
+        views = Layout.of_views(self.segments)
+        pages = self.pool.pages_of(self._slots[self._first : self.length])
+        return KVSequence(self.pool, views, pages, room=room, retained=self.retained)
 
     def adopt(self, source: KVSequence, start: int, stop: int) -> None:
         """From now on read the tokens at [start, stop) where `source` has them, as it has them."""
         part = slice(start, stop)
-        pages = self.pool.pages_of(source._slots[part])
-        self.pool.share(pages)
-        self._held.append(pages)
+        self._hold(self.pool.pages_of(source._slots[part]))
         self._slots[part] = source._slots[part]
         self._shifts[part] = source._shifts[part]
         self._is_own[part] = False
@@ -209,10 +219,22 @@ class KVSequence:
         self.pool.release(pages)
         return len(pages)
 
-    def key_table(self, length: int | None = None) -> KeyTable:
-        """KV of the first `length` tokens, of all by default, in order of their positions."""
-        end = self.length if length is None else length
-        return KeyTable(self._slots[:end], np.arange(end), self._shifts[:end])
+    def key_table(self, length: int | None = None, *, layer: int | None = None) -> KeyTable:
+        """KV of the first `length` tokens, of all by default, in order of their positions.
+
+        Args:
+            length: at least the prompt's.
+            layer: gives its cells instead of slots; needed where a prompt was cut to what is
+                retained, for there the layers differ.
+
+        """
+        part = slice(self._first, self.length if length is None else length)
+        table = KeyTable(self._slots[part], np.arange(part.start, part.stop), self._shifts[part])
+        if layer is None:
+            return table
+        before = [] if self.retained is None else [self.retained.tables[layer]]
+        cells = replace(table, slots=self.pool.cells_of(layer, table.slots))
+        return KeyTable.joined([*before, cells])
 
     @property
     def own(self) -> tuple[Slots, NDArray[np.int64]]:
@@ -222,10 +244,17 @@ class KVSequence:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """All tokens, in runs of slots that lie in a row and are read with the same shift."""
+        """All tokens that have slots, in runs that lie in a row and are read with one shift."""
         if self._prompt_runs is None:
-            self._prompt_runs = self._runs(0, self._prompt_length)
+            self._prompt_runs = self._runs(self._first, self._prompt_length)
         return (*self._prompt_runs, *self._runs(self._prompt_length, self.length))
+
+    def segments_in(self, layer: int) -> tuple[Segment, ...]:
+        """All tokens that the layer sees, in runs of cells."""
+        first = layer * self.pool.n_slots
+        with_slots = [replace(run, slot_start=first + run.slot_start) for run in self.segments]
+        retained = () if self.retained is None else self.retained.runs[layer]
+        return (*retained, *with_slots)
 
     def pages_in_order(self, n: int) -> Pages:
         """The pages of the first `n` tokens, as far as these fill page after page."""
@@ -242,6 +271,10 @@ class KVSequence:
         while self._held:
             self.pool.release(self._held.pop())
 
+    def _hold(self, pages: Pages) -> None:
+        self.pool.share(pages)
+        self._held.append(pages)
+
     def _allocate(self, n_slots: int) -> int:
         """Take pages for `n_slots` slots; returns how many slots came."""
         pages = self.pool.allocate(n_slots)
@@ -254,26 +287,23 @@ class KVSequence:
         return taken
 
     def _runs(self, start: int, stop: int) -> tuple[Segment, ...]:
-        slots, shifts = self._slots[start:stop], self._shifts[start:stop]
-        order = np.lexsort((slots, shifts))  # one slot may be read twice, with different shifts
-        slots, shifts = slots[order], shifts[order]
-        ends = (np.diff(slots) != 1) | (np.diff(shifts) != 0) | (np.diff(order) <= 0)
-        bounds = [0, *(np.flatnonzero(ends) + 1).tolist(), len(order)]
-        return tuple(
-            Segment(int(slots[a]), order[a:b] + start, int(shifts[a]))
-            for a, b in pairwise(bounds)
-            if a < b
-        )
+        return runs_of(self._slots[start:stop], np.arange(start, stop), self._shifts[start:stop])
 
 
-def key_tree(sequences: Sequence[KVSequence]) -> KeyTree:
+def key_tree(sequences: Sequence[KVSequence], *, layer: int | None = None) -> KeyTree:
     """What some sequences of one pool read, as nodes that are each read by the same ones.
+
+    In slots, the same for all layers; or in cells of one `layer`, which is needed where a prompt
+    was cut to what is retained.
 
     Runs of slots are cut wherever another sequence's begin or end, so that two that overlap share
     what they have in common, at whatever positions, be it a donor's or one of the sequences' own.
     Runs with the same readers are one node, wherever they lie.
     """
-    read = [sequence.segments for sequence in sequences]
+    read = [
+        sequence.segments if layer is None else sequence.segments_in(layer)
+        for sequence in sequences
+    ]
     bounds = np.unique(
         [(run.slot_start, run.slot_start + len(run)) for runs in read for run in runs]
     )

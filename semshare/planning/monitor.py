@@ -28,8 +28,11 @@ class DivergenceMonitor:
         )
 
     def observe(self, namespace: str, provenance: Provenance, divergence: Divergence) -> None:
-        """Take note of one answer's divergence, if anything approximate was used for it."""
-        if not provenance.exact:
+        """Take note of one answer's divergence, if anything approximate was used for it.
+
+        One whose prompt was cut says little about reuse, and stepping reuse down would not help it.
+        """
+        if not provenance.exact and provenance.retained == 1.0:
             self._seen[namespace, provenance.mode].append(divergence.kl)
 
     def mode_for(self, policy: ReusePolicy, namespace: str) -> ReuseMode:

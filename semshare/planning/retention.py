@@ -8,6 +8,7 @@ exponential decay best; PyramidKV, arXiv 2406.02069).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,22 @@ from semshare.types import Scores
 # Measured (docs/decisions.md): the decay published for models of 7 billion parameters costs
 # the bundled one fidelity at every rate that was tried.
 DECAY = 0.0
+LOOKING_ROWS = 128  # the last rows of a prompt that are computed: their attention counts
+RECENT = 32  # last tokens that every layer keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of a prompt's KV stays once it is computed; the fields are those of a policy."""
+
+    share: float  # of all (token, layer) pairs
+    decay: float
+    sinks: int  # first tokens that every layer keeps
+
+    def budgets(self, n_tokens: int, n_layers: int) -> tuple[int, ...]:
+        """How many tokens each layer keeps of a prompt of `n_tokens`."""
+        at_least = self.sinks + RECENT
+        return layer_budgets(n_tokens, n_layers, self.share, at_least=at_least, decay=self.decay)
 
 
 def layer_budgets(

@@ -74,6 +74,19 @@ def test_the_prefix_of_an_exact_plan_is_a_view_however_short() -> None:
     assert len(layout.copied) == 0
 
 
+def test_compressed_tokens_are_copied_however_long_their_run_is() -> None:
+    n = MIN_VIEW_TOKENS
+    plan = plan_of([(SPAN, n, 9, 40), (FRESH, 3, 0, 0), (SPAN, n, 9, 1000), (FRESH, 1, 0, 0)])
+    layout = lay_out(plan, n_slots=1000)
+    assert views_of(layout) == [(0, n, 40, -9)]
+    np.testing.assert_array_equal(layout.copied, np.arange(n + 3, 2 * n + 3))
+    np.testing.assert_array_equal(layout.copied_slots, np.arange(1000, 1000 + n))
+    assert len(lay_out(plan, n_slots=1000 + n).views) == 2
+    # The pool's last slot and the first compressed token are neighbours by number alone.
+    across = plan_of([(SPAN, n, 9, 990), (FRESH, 1, 0, 0)])
+    assert lay_out(across, n_slots=1000).views == ()
+
+
 def test_a_short_prefix_beside_approximate_kv_is_copied() -> None:
     layout = lay_out(plan_of([(PREFIX, 4, 0, 40), (SPAN, 1, 9, 60), (FRESH, 3, 0, 0)]))
     assert layout.views == ()
