@@ -49,6 +49,7 @@ def tables() -> str:
             _machines(records),
             _facts(records.get("facts")),
             _serving(serving),
+            _retention(_records("retention").get("retention")),
             _start(records.get("start")),
         )
     )
@@ -140,13 +141,14 @@ def _serving(records: dict[str, dict[str, Any]]) -> str:
             "| --- | --- | --- | --- |",
             f"| {throughput['requests']} over one prefix of {throughput['tokens']:,} tokens, "
             f"{throughput['answer_tokens']} new ones each | transformers' `generate` in batches of "
-            f"{throughput['transformers_batch']} | {throughput['vs_transformers']:.1f}× | – |",
+            f"{throughput['transformers_batch']} | {throughput['vs_transformers']:.1f}× | 8× |",
             f"| their decode steps, {keys:,} / {long:,} keys | a copy of the prefix for each "
-            f"| {shared[0]:.1f}× / {shared[1]:.1f}× | – |",
+            f"| {shared[0]:.1f}× / {shared[1]:.1f}× | 3× / 8× |",
             f"| the step over {long:,} keys | its operations at the rate of matrix products "
-            f"| {throughput['roofline_ratio_8k']:.2f}× as long | – |",
+            f"| {throughput['roofline_ratio_8k']:.2f}× as long | 1.4× |",
             f"| {throughput['semantic_requests']} over rewritten donors | full prefill "
-            f"| {throughput['semantic_prefill_saving']:.1f}×, PGR {throughput['pgr']:.2f} | – |",
+            f"| {throughput['semantic_prefill_saving']:.1f}×, PGR {throughput['pgr']:.2f} "
+            f"| 4×, PGR 0.97 |",
             f"| KV of {memory['requests']} over one donor of {memory['tokens']:,} tokens "
             f"| separate caches | {memory['saving']:.0%} saved | 80% |",
             f'| first token with `repair="eager"`, {repair["tokens"]:,} tokens | full prefill '
@@ -157,6 +159,29 @@ def _serving(records: dict[str, dict[str, Any]]) -> str:
             f"| {repair['tpot_ratio_during_repair']:.2f}× | 2× |",
         )
     )
+
+
+def _retention(record: dict[str, Any] | None) -> str:
+    """Prompts that keep a share of their KV, and donors in fewer bits."""
+    if record is None:
+        return "Retention: not measured."
+    rows = ["| kept of a prompt's KV | by layer | KV bytes | KL | top-1 | PGR |"]
+    rows.append("| --- | --- | --- | --- | --- | --- |")
+    rows += [
+        f"| {row['retention']:.0%} | {'ever fewer' if row['decay'] else 'alike'} "
+        f"| {row['kv_bytes'] / 2**20:.0f} MiB | {_of_quality(row)} |"
+        for row in record["retention"]
+    ]
+    rows += [
+        f"| donor in {row['format']} | – | {row['donor_bytes'] / 2**20:.0f} MiB "
+        f"| {_of_quality(row)} |"
+        for row in record["donors"]
+    ]
+    return "\n".join(rows)
+
+
+def _of_quality(row: dict[str, Any]) -> str:
+    return f"{row['kl']:.4f} | {row['top1']:.3f} | {row['pgr']:.2f}"
 
 
 def _start(record: dict[str, Any] | None) -> str:

@@ -32,7 +32,7 @@ def test_figures_are_those_of_the_records(benchmarks):
 
 def test_every_benchmark_has_a_place_in_the_tables(benchmarks):
     tables = benchmarks.tables
-    shown = {*tables.ORDER, "facts", "start", *tables.SERVING, *tables.KERNELS}
+    shown = {*tables.ORDER, "facts", "start", "retention", *tables.SERVING, *tables.KERNELS}
     assert shown == set(benchmarks.run.COMMANDS)
 
 
