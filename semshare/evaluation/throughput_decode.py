@@ -95,7 +95,7 @@ def _pool(adapter: ModelAdapter, prefix: int, batch: int, room: int) -> KVPool:
     if wanted > free:
         raise BenchmarkRefused(
             f"{batch} copies of {prefix} tokens take {wanted >> 20} MiB and {free >> 20} MiB are "
-            "free: ask for a smaller --batch"
+            "free: ask for fewer --requests"
         )
     return KVPool(
         n_layers=adapter.n_layers,
