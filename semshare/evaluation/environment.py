@@ -54,18 +54,28 @@ def setting(engine: SemShare, policy: ReusePolicy) -> dict[str, Any]:
 def peak_resident_bytes() -> int:
     """Most memory that this process has had at a time.
 
-    From /proc, because `getrusage` counts what the process that started this one had, too.
+    Not `getrusage`, which counts what the process that started this one had, too.
 
     Raises:
-        BenchmarkRefused: the system has no such file.
+        BenchmarkRefused: the system is not Linux.
 
     """
+    return _bytes_in("/proc/self/status", "VmHWM")
+
+
+def available_bytes() -> int:
+    """Memory that this machine can give without swapping. Raises as `peak_resident_bytes`."""
+    return _bytes_in("/proc/meminfo", "MemAvailable")
+
+
+def _bytes_in(file: str, key: str) -> int:
+    """A line such as `VmHWM:  1234 kB`."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) << 10
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) << 10
     except (OSError, StopIteration):
         raise BenchmarkRefused(
-            "peak memory is VmHWM of /proc/self/status, which this system lacks: measure on Linux"
+            f"there is no {key} in {file}, by which memory is measured: run this on Linux"
         ) from None
 
 

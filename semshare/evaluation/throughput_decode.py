@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from semshare.engine.adapter import ModelAdapter
 from semshare.engine.executor import Executor
 from semshare.evaluation.bench_decode import in_turns
 from semshare.evaluation.bounds import ROUNDING_KL
+from semshare.evaluation.environment import available_bytes
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence, Layout, lay_out
 from semshare.planning.plan import full_plan
@@ -91,11 +91,11 @@ def _pool(adapter: ModelAdapter, prefix: int, batch: int, room: int) -> KVPool:
     pages = (batch + 1) * -(-(prefix + room) // page_size) + batch * -(-room // page_size)
     cell = adapter.n_kv_heads * adapter.head_dim * adapter.dtype.itemsize
     wanted = pages * page_size * 2 * adapter.n_layers * cell
-    free = _free_bytes()
+    free = available_bytes()
     if wanted > free:
         raise BenchmarkRefused(
             f"{batch} copies of {prefix} tokens take {wanted >> 20} MiB and {free >> 20} MiB are "
-            "free: ask for a smaller --batch"
+            "free: ask for fewer --requests"
         )
     return KVPool(
         n_layers=adapter.n_layers,
@@ -106,12 +106,6 @@ def _pool(adapter: ModelAdapter, prefix: int, batch: int, room: int) -> KVPool:
         budget_bytes=wanted,
         page_size=page_size,
     )
-
-
-def _free_bytes() -> int:
-    """Memory that can be had without swapping (Linux)."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
 
 
 def step_flops(adapter: ModelAdapter, batch: int, keys: int) -> float:

@@ -13,6 +13,7 @@ from semshare import BenchmarkRefused, InvalidRequest
 from semshare.evaluation import bench_memory
 from semshare.evaluation.bench_memory import SideName, Work, measure_side, run_memory
 from semshare.evaluation.bounds import Bounds, Record
+from semshare.evaluation.environment import available_bytes, peak_resident_bytes
 
 # A random model's bytes are rarely text: pieces of an answer come late.
 WORK = Work("tiny", "float32", tokens=900, requests=3, answer_tokens=60, split="test")
@@ -82,3 +83,11 @@ def test_each_side_is_a_process_whose_refusal_is_told(tmp_path: Path) -> None:
 def test_nothing_to_measure_is_refused(argument: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{argument} is 0"):
         run_memory(**{argument: 0})
+
+
+def test_peak_memory_grows_with_what_is_touched() -> None:
+    before = peak_resident_bytes()
+    touched = bytearray(before)  # as much again, more than is free of earlier peaks
+    touched[::4096] = b"1" * len(range(0, len(touched), 4096))
+    assert peak_resident_bytes() > before
+    assert available_bytes() > 0

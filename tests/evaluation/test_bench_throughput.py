@@ -105,7 +105,7 @@ def test_wrong_copies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_copies_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput_decode, "_free_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(throughput_decode, "available_bytes", lambda: 1 << 20)
     with pytest.raises(BenchmarkRefused, match=r"64 copies of 120 .* 1 MiB are free"):
         measure_decode(tiny_engine(), PARAGRAPH, batch=64, repeats=1)
 
