@@ -41,12 +41,13 @@ def _records(*names: str) -> dict[str, dict[str, Any]]:
 
 def tables() -> str:
     """The README's, as markdown. What has no record is a row that says so."""
-    records = _records(*ORDER, "facts", "start")
+    records = _records(*ORDER, "facts", "retention", "start")
     return "\n\n".join(
         (
             _ttft(records),
             _machines(records),
             _facts(records.get("facts")),
+            _retention(records.get("retention")),
             _start(records.get("start")),
         )
     )
@@ -122,6 +123,33 @@ def _facts(record: dict[str, Any] | None) -> str:
     share = f"{record['compute_fraction']:.0%}"
     rows.append(f"\n{record['n']} questions; semantic reuse computed {share} of the tokens.")
     return "\n".join(rows)
+
+
+def _retention(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "Less KV: not measured."
+    rows = [
+        "| less KV | MB | KL | top-1 | PGR |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in record["retention"]:
+        layers = ", fewer the deeper the layer" if row["decay"] else ""
+        name = f"{row['retention']:.0%} of a request's{layers}"
+        rows.append(_retention_row(name, row["kv_bytes"], row))
+    rows += [
+        _retention_row(f"donors in {row['format']}", row["donor_bytes"], row)
+        for row in record["donors"]
+    ]
+    rows.append(
+        f"\n`{record['scenario']}`, {record['n']} papers of {record['tokens']:,} tokens; "
+        "`semshare bench retention`."
+    )
+    return "\n".join(rows)
+
+
+def _retention_row(name: str, n_bytes: int, row: dict[str, Any]) -> str:
+    pgr = "–" if row["pgr"] is None else f"{row['pgr']:.2f}"
+    return f"| {name} | {n_bytes / 1e6:.1f} | {row['kl']:.4f} | {row['top1']:.3f} | {pgr} |"
 
 
 def _start(record: dict[str, Any] | None) -> str:
