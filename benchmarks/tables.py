@@ -41,7 +41,7 @@ def _records(*names: str) -> dict[str, dict[str, Any]]:
 
 def tables() -> str:
     """The README's, as markdown. What has no record is a row that says so."""
-    records = _records(*ORDER, "facts", "start")
+    records = _records(*ORDER, "facts", "retention", "start")
     serving = _records(*SERVING)
     return "\n\n".join(
         (
@@ -49,7 +49,7 @@ def tables() -> str:
             _machines(records),
             _facts(records.get("facts")),
             _serving(serving),
-            _retention(_records("retention").get("retention")),
+            _retention(records.get("retention")),
             _start(records.get("start")),
         )
     )
@@ -162,26 +162,30 @@ def _serving(records: dict[str, dict[str, Any]]) -> str:
 
 
 def _retention(record: dict[str, Any] | None) -> str:
-    """Prompts that keep a share of their KV, and donors in fewer bits."""
     if record is None:
-        return "Retention: not measured."
-    rows = ["| kept of a prompt's KV | by layer | KV bytes | KL | top-1 | PGR |"]
-    rows.append("| --- | --- | --- | --- | --- | --- |")
-    rows += [
-        f"| {row['retention']:.0%} | {'ever fewer' if row['decay'] else 'alike'} "
-        f"| {row['kv_bytes'] / 2**20:.0f} MiB | {_of_quality(row)} |"
-        for row in record["retention"]
+        return "Less KV: not measured."
+    rows = [
+        "| less KV | MB | KL | top-1 | PGR |",
+        "| --- | --- | --- | --- | --- |",
     ]
+    for row in record["retention"]:
+        layers = ", fewer the deeper the layer" if row["decay"] else ""
+        name = f"{row['retention']:.0%} of a request's{layers}"
+        rows.append(_retention_row(name, row["kv_bytes"], row))
     rows += [
-        f"| donor in {row['format']} | – | {row['donor_bytes'] / 2**20:.0f} MiB "
-        f"| {_of_quality(row)} |"
+        _retention_row(f"donors in {row['format']}", row["donor_bytes"], row)
         for row in record["donors"]
     ]
+    rows.append(
+        f"\n`{record['scenario']}`, {record['n']} papers of {record['tokens']:,} tokens; "
+        "`semshare bench retention`."
+    )
     return "\n".join(rows)
 
 
-def _of_quality(row: dict[str, Any]) -> str:
-    return f"{row['kl']:.4f} | {row['top1']:.3f} | {row['pgr']:.2f}"
+def _retention_row(name: str, n_bytes: int, row: dict[str, Any]) -> str:
+    pgr = "–" if row["pgr"] is None else f"{row['pgr']:.2f}"
+    return f"| {name} | {n_bytes / 1e6:.1f} | {row['kl']:.4f} | {row['top1']:.3f} | {pgr} |"
 
 
 def _start(record: dict[str, Any] | None) -> str:

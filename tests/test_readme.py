@@ -45,8 +45,25 @@ def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
         assert "not measured" in row
         assert row.count("|") == columns
     assert "Swapped facts: not measured." in text
+    assert "Less KV: not measured." in text
     assert "Start: not measured." in text
     assert "Requests together: not measured (throughput, memory, repair)." in text
+
+
+def test_the_rows_of_less_kv(benchmarks):
+    quality = {"kl": 0.00864, "top1": 0.975, "pgr": None, "n": 2}
+    record = {
+        "scenario": "shifted",
+        "tokens": 1166,
+        "n": 2,
+        "retention": [{"retention": 0.8, "decay": 1.4, "kv_bytes": 43_500_000, **quality}],
+        "donors": [{"format": "int8", "donor_bytes": 14_750_000, **quality}],
+    }
+    text = benchmarks.tables._retention(record)
+    row = "| 80% of a request's, fewer the deeper the layer | 43.5 | 0.0086 | 0.975 | – |"
+    assert row in text
+    assert "| donors in int8 | 14.8 | 0.0086 | 0.975 | – |" in text
+    assert "2 papers of 1,166 tokens" in text
 
 
 def test_records_of_two_machines_are_told_apart(benchmarks, monkeypatch, tmp_path):

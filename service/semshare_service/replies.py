@@ -106,6 +106,7 @@ def provenance_body(provenance: Provenance) -> Body:
         "mode": provenance.mode,
         "exact": bool(provenance.exact),
         "fallback": provenance.fallback,
+        "retained": float(provenance.retained),
         "compute_fraction": float(provenance.compute_fraction),
         "tokens": provenance.counts,
         "spans": token_runs(

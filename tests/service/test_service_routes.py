@@ -89,6 +89,7 @@ async def test_completions(client: TestClient, engine: FakeEngine, form: MediaTy
     assert (extension["mode"], extension["exact"], extension["fallback"]) == ("span", False, None)
     assert extension["tokens"] == {"fresh": 6, "prefix": 4, "span": 2, "fuzzy": 0}
     assert extension["compute_fraction"] == 0.25
+    assert extension["retained"] == 1.0
     assert [(run["start"], run["end"], run["source"]) for run in extension["spans"]] == [
         (0, 4, "prefix"),
         (4, 6, "fresh"),

@@ -28,6 +28,7 @@ class Reuse:
     mode: str
     exact: bool  # no approximate KV was used
     fallback: str | None  # why the request was computed in full after all, if it was
+    retained: float  # share of the prompt's (token, layer) pairs that the answer saw
     compute_fraction: float
     tokens: dict[str, int]  # prompt tokens by source
     spans: tuple[TokenRun, ...]
@@ -127,6 +128,7 @@ def parse_completion(body: Mapping[str, Any]) -> Completion:
             mode=extension["mode"],
             exact=extension["exact"],
             fallback=extension["fallback"],
+            retained=extension["retained"],
             compute_fraction=extension["compute_fraction"],
             tokens=extension["tokens"],
             spans=_parse_runs(extension["spans"]),
