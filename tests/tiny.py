@@ -36,7 +36,6 @@ _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 48,
     "intermediate_size": 96,
-    "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -99,11 +98,11 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
 }
 
 
-def tiny_model(family: str = "llama", *, seed: int = 0) -> PreTrainedModel:
-    """A random float32 model of `family` with four layers, in evaluation mode."""
+def tiny_model(family: str = "llama", *, seed: int = 0, layers: int = 4) -> PreTrainedModel:
+    """A random float32 model of `family`, in evaluation mode; some families want four layers."""
     model_class, config_class, overrides = FAMILIES[family]
     torch.manual_seed(seed)
-    model = model_class(config_class(**(_COMMON | overrides)))
+    model = model_class(config_class(**(_COMMON | {"num_hidden_layers": layers} | overrides)))
     with torch.no_grad():
         # Norm weights and biases start as ones and zeros; random ones catch a skipped module.
         for name, parameter in model.named_parameters():
@@ -131,10 +130,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_engine(family: str = "llama", *, seed: int = 0, **config: Any) -> SemShare:
+def tiny_engine(
+    family: str = "llama", *, seed: int = 0, layers: int = 4, **config: Any
+) -> SemShare:
     """A ready engine over a tiny random model; `config` are `EngineConfig` fields."""
     config.setdefault("kv_budget_bytes", 32 << 20)
     config.setdefault("history_tokens", 8)
-    return SemShare(
-        tiny_model(family, seed=seed), tiny_tokenizer(), config=EngineConfig(**config), name="tiny"
-    )
+    model = tiny_model(family, seed=seed, layers=layers)
+    return SemShare(model, tiny_tokenizer(), config=EngineConfig(**config), name="tiny")

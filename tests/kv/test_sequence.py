@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from small_pools import small_pool
 
 from semshare import PoolExhausted
 from semshare.kv import sequence as module
+from semshare.kv.pool import KVPool
 from semshare.kv.sequence import (
     MAX_VIEWS,
     MIN_VIEW_TOKENS,
     ROOM_TOKENS,
     KVSequence,
     Layout,
+    key_tree,
     lay_out,
 )
 from semshare.planning.plan import full_plan
@@ -281,3 +284,199 @@ def test_a_sequence_that_does_not_fit_takes_nothing() -> None:
         KVSequence(pool, lay_out(plan), donor, room=0)
     np.testing.assert_array_equal(pool.references(donor), [1, 1])
     assert pool.free_pages == 2
+
+
+# ------------------------------------------------------- forks, adoption, spare pages
+
+NOTHING = np.empty(0, np.int64)
+
+
+def fresh(pool: KVPool, n: int, *, room: int = 0) -> KVSequence:
+    """A sequence of `n` tokens of its own."""
+    return KVSequence(pool, lay_out(full_plan(np.arange(n))), NOTHING, room=room)
+
+
+def test_a_fork_reads_its_origins_tokens_and_writes_its_own() -> None:
+    pool = small_pool(10)
+    origin = fresh(pool, 6, room=2)  # slots 0 to 7
+    fork = origin.fork(room=3)  # slots 8 to 11
+    assert pool.free_pages == 10 - 3
+    assert fork.length == 6
+    np.testing.assert_array_equal(fork.append(2), [6, 7])
+    origin.append(2)
+    np.testing.assert_array_equal(fork.key_table().slots, [0, 1, 2, 3, 4, 5, 8, 9])
+    np.testing.assert_array_equal(origin.key_table().slots, np.arange(8))
+    with pytest.raises(AssertionError, match="own slots"):
+        fork.own_slots(np.array([5]))
+    origin.release()
+    assert pool.free_pages == 10 - 3, "the fork holds what it reads"
+    fork.release()
+    assert pool.free_pages == 10
+
+
+def test_a_fork_that_does_not_fit_takes_nothing() -> None:
+    pool = small_pool(2)
+    origin = fresh(pool, 8)
+    with pytest.raises(PoolExhausted):
+        origin.fork(room=1)
+    np.testing.assert_array_equal(pool.references(np.arange(2)), [1, 1])
+
+
+def test_adopted_tokens_are_read_as_their_source_reads_them() -> None:
+    pool = small_pool(80)
+    donor = pool.allocate(MIN_VIEW_TOKENS)  # slots 0 to 127
+    plan = plan_of([(FRESH, 4, 0, 0), (SPAN, MIN_VIEW_TOKENS, 0, 0), (FRESH, 4, 0, 0)])
+    n = MIN_VIEW_TOKENS + 8
+    mixed = KVSequence(pool, lay_out(plan), donor, room=4)
+    exact = fresh(pool, n)
+    mixed.append(1)
+    answer = mixed.own_slots(np.array([n]))
+    mixed.adopt(exact, 0, 50)
+    expected = exact.key_table().slots
+    table = mixed.key_table()
+    np.testing.assert_array_equal(table.slots[:50], expected[:50])
+    np.testing.assert_array_equal(table.slots[50 : n - 4], np.arange(46, MIN_VIEW_TOKENS))
+    np.testing.assert_array_equal(table.shifts, [0] * 50 + [4] * (n - 54) + [0] * 5)
+    mixed.adopt(exact, 50, n)
+    np.testing.assert_array_equal(mixed.key_table().slots, np.append(expected, answer))
+    assert not mixed.key_table().shifts.any()
+    slots, positions = mixed.own
+    assert (slots.tolist(), positions.tolist()) == (answer.tolist(), [n])
+    tree = key_tree([mixed, exact])
+    assert tree.n_nodes == 2, "what both read is one node, the answer's token another"
+    exact.release()
+    assert (pool.references(pool.pages_of(expected)) > 0).all()
+    mixed.release()
+    pool.release(donor)
+    assert pool.free_pages == 80
+
+
+def test_spare_pages_are_given_back_but_the_one_that_is_begun() -> None:
+    pool = small_pool(10)
+    sequence = fresh(pool, 6, room=14)  # five pages, of which one and a half are written
+    assert sequence.give_back_spare() == 3
+    assert sequence.give_back_spare() == 0
+    assert pool.free_pages == 8
+    np.testing.assert_array_equal(sequence.own_slots(sequence.append(2)), [6, 7])
+    sequence.append(1)
+    assert pool.free_pages < 8, "it asks for slots again"
+    sequence.release()
+    sequence.release()
+    assert pool.free_pages == 10
+
+
+def test_pages_in_order_end_where_another_page_follows() -> None:
+    pool = small_pool(8)
+    origin = fresh(pool, 6)  # pages 0 and 1
+    np.testing.assert_array_equal(origin.pages_in_order(6), [0, 1])
+    np.testing.assert_array_equal(origin.pages_in_order(4), [0])
+    fork = origin.fork(room=4)  # page 2 goes on from the middle of page 1
+    fork.append(4)
+    np.testing.assert_array_equal(fork.pages_in_order(6), [0, 1])
+    np.testing.assert_array_equal(fork.pages_in_order(7), [0])
+    np.testing.assert_array_equal(fork.pages_in_order(10), [0])
+
+
+@dataclass
+class Listed:
+    """A sequence as a plain list of (slot, shift)."""
+
+    sequence: KVSequence
+    tokens: list[tuple[int, int]]
+
+
+@examples(80)
+@given(st.data())
+def test_any_history_reads_what_a_plain_list_says(data: st.DataObject) -> None:
+    pool = small_pool(data.draw(st.sampled_from([6, 12, 60])))
+    live: list[Listed] = []
+
+    def begin() -> None:
+        n = data.draw(st.integers(1, 12))
+        sequence = fresh(pool, n, room=data.draw(st.integers(0, 20)))
+        own = sequence.own_slots(np.arange(n)).tolist()
+        live.append(Listed(sequence, [(slot, 0) for slot in own]))
+
+    def fork() -> None:
+        of = data.draw(st.sampled_from(live))
+        forked = of.sequence.fork(room=data.draw(st.integers(0, 9)))
+        live.append(Listed(forked, list(of.tokens)))
+
+    def append() -> None:
+        to = data.draw(st.sampled_from(live))
+        at = to.sequence.append(data.draw(st.integers(1, 5)))
+        assert at[0] == len(to.tokens)
+        to.tokens += [(slot, 0) for slot in to.sequence.own_slots(at).tolist()]
+
+    def adopt() -> None:
+        to, source = (data.draw(st.sampled_from(live)) for _ in range(2))
+        stop = data.draw(st.integers(0, min(len(to.tokens), len(source.tokens))))
+        start = data.draw(st.integers(0, stop))
+        to.sequence.adopt(source.sequence, start, stop)
+        to.tokens[start:stop] = source.tokens[start:stop]
+
+    def give_back() -> None:
+        free = pool.free_pages
+        given = data.draw(st.sampled_from(live)).sequence.give_back_spare()
+        assert pool.free_pages == free + given
+
+    def release() -> None:
+        gone = live.pop(data.draw(st.integers(0, len(live) - 1)))
+        gone.sequence.release()
+        gone.sequence.release()
+
+    for _ in range(data.draw(st.integers(1, 25))):
+        act = data.draw(st.sampled_from([begin, fork, append, append, adopt, give_back, release]))
+        free = pool.free_pages
+        if act is begin or live:
+            try:
+                act()
+            except PoolExhausted:
+                assert pool.free_pages == free, "who does not fit takes nothing"
+        for one in live:
+            table = one.sequence.key_table()
+            read = list(zip(table.slots.tolist(), table.shifts.tolist(), strict=True))
+            assert read == one.tokens
+            assert (pool.references(pool.pages_of(table.slots)) > 0).all()
+            segments = [
+                (at, slot, segment.shift)
+                for segment in one.sequence.segments
+                for at, slot in zip(segment.positions.tolist(), segment.slots.tolist(), strict=True)
+            ]
+            assert sorted(segments) == [(at, *token) for at, token in enumerate(one.tokens)]
+            check_pages_in_order(one, pool)
+        check_tree(live)
+    for one in live:
+        one.sequence.release()
+    assert pool.free_pages == pool.n_pages
+
+
+def check_pages_in_order(one: Listed, pool: KVPool) -> None:
+    """Page after page holds the first tokens; the next page would not, or there is none."""
+    size, n = pool.page_size, len(one.tokens)
+    slots = [slot for slot, _ in one.tokens]
+    expected: list[int] = []
+    for start in range(0, n, size):
+        page = slots[start : start + size]
+        first = page[0]
+        if first % size or page != list(range(first, first + len(page))):
+            break
+        expected.append(first // size)
+    assert one.sequence.pages_in_order(n).tolist() == expected
+
+
+def check_tree(live: Sequence[Listed]) -> None:
+    """Its nodes give each sequence what its list says, and no key is in two nodes."""
+    if not live:
+        return
+    tree = key_tree([one.sequence for one in live])
+    assert len(np.unique(tree.slots)) == len(tree.slots)
+    for one, path, shifts in zip(live, tree.paths, tree.shifts, strict=True):
+        read = []
+        for node, shift in zip(path.tolist(), shifts.tolist(), strict=True):
+            keys = slice(tree.node_start[node], tree.node_start[node + 1])
+            at = tree.stored_at[keys] + shift
+            read += list(
+                zip(at.tolist(), tree.slots[keys].tolist(), [shift] * len(at), strict=True)
+            )
+        assert sorted(read) == [(at, *token) for at, token in enumerate(one.tokens)]
