@@ -388,7 +388,7 @@ class Scheduler:
     def abandon(self, cause: BaseException) -> None:
         """A step was broken off: nobody's KV can be trusted to be what its tokens say."""
         log_failure("a step was broken off", cause)
-        for generation in (*self.active, *self._admission.waiting):
+        for generation in self.active:
             self._fail(generation, StepFailed(cause))
 
     def _fail(self, generation: Generation, error: Exception) -> None:

@@ -39,7 +39,7 @@ def in_line(lock: FairLock, work: Callable[[], None]) -> threading.Thread:
 
 
 def test_who_came_first_goes_first() -> None:
-    lock, order = FairLock(), []
+    lock, order = FairLock(lambda: None), []
     with lock:
         threads = [in_line(lock, lambda at=at: order.append(at)) for at in range(5)]  # type: ignore[misc]
         assert order == []
@@ -49,7 +49,7 @@ def test_who_came_first_goes_first() -> None:
 
 
 def test_who_takes_it_again_at_once_comes_after_those_who_wait() -> None:
-    lock, order = FairLock(), []
+    lock, order = FairLock(lambda: None), []
     lock.__enter__()
     thread = in_line(lock, lambda: order.append("waiting"))
     lock.__exit__(None, None, None)
@@ -60,7 +60,7 @@ def test_who_takes_it_again_at_once_comes_after_those_who_wait() -> None:
 
 
 def test_the_holder_may_take_it_again() -> None:
-    lock, order = FairLock(), []
+    lock, order = FairLock(lambda: None), []
     with lock:
         with lock:
             thread = in_line(lock, lambda: order.append("other"))
@@ -71,7 +71,7 @@ def test_the_holder_may_take_it_again() -> None:
 
 
 def test_an_error_gives_it_back() -> None:
-    lock = FairLock()
+    lock = FairLock(lambda: None)
     with pytest.raises(RuntimeError), lock:
         raise RuntimeError
     with lock:
@@ -120,7 +120,7 @@ def held_by_another(lock: FairLock) -> Callable[[], None]:
 
 
 def test_who_is_interrupted_while_waiting_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = FairLock()
+    lock = FairLock(lambda: None)
     let_go = held_by_another(lock)
     interrupted_while(lock, lambda: None, monkeypatch)
     let_go()
@@ -132,7 +132,7 @@ def test_who_is_interrupted_when_it_is_his_turn_passes_it_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The holder has handed the lock over, but the waiting thread never gets to run with it."""
-    lock = FairLock()
+    lock = FairLock(lambda: None)
     interrupted_while(lock, held_by_another(lock), monkeypatch)
     order: list[int] = []
     thread = threading.Thread(target=lambda: [order.append(1) for _ in [0] if not lock.__enter__()])

@@ -17,7 +17,7 @@ from semshare import DeadlineExceeded, InvalidRequest, PoolExhausted, ReusePolic
 from semshare.engine.generation import Generation
 from semshare.engine.rows import DecodeRows, Rows
 from semshare.engine.sampling import SamplingParams
-from semshare.errors import Interrupted
+from semshare.errors import StepFailed
 
 NO_END = SamplingParams(logit_bias={EOS_ID: -100.0})
 SLOT_BYTES = 1024  # of the tiny llama
@@ -394,7 +394,7 @@ def test_an_interrupt_breaks_off_who_is_computed_and_leaks_nothing() -> None:
         stepped.step()
     stepped.session.executor.run = run  # type: ignore[method-assign]
     for one in computed:
-        with pytest.raises(Interrupted, match="send it again"):
+        with pytest.raises(StepFailed, match="send it again"):
             stepped.finish(one)
     assert tokens_of(stepped.finish(waiting)[0]) == alone(words(20, 5))
     assert_nothing_is_held(stepped.engine)

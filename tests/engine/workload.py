@@ -18,7 +18,7 @@ from stepping import Stepped, tokens_of
 from semshare import DeadlineExceeded, PoolExhausted, ReusePolicy
 from semshare.engine.generation import Generation
 from semshare.engine.sampling import Sampler, SamplingParams
-from semshare.errors import Interrupted
+from semshare.errors import StepFailed
 from semshare.types import Ids
 
 NAMESPACES = ("a", "b")
@@ -151,7 +151,7 @@ def assert_right(stepped: Stepped, generation: Generation) -> None:
     last = generation.outbox[-1] if generation.outbox else None
     if generation.error is not None:
         assert isinstance(
-            generation.error, Injected | PoolExhausted | DeadlineExceeded | Interrupted
+            generation.error, Injected | PoolExhausted | DeadlineExceeded | StepFailed
         )
         return
     if last is None or last.answer is None:
