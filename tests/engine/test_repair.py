@@ -67,7 +67,7 @@ def assert_as_by_full_prefill(stepped: Stepped, generation: Generation) -> None:
         assert float((result.logits[-1] - expected).abs().max()) <= LIMIT
 
 
-@examples(24)
+@examples(16)
 @given(
     family=st.sampled_from(list(FAMILIES)),
     repair_rows=st.sampled_from([16, 50, 400]),
