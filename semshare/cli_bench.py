@@ -126,8 +126,8 @@ def bench_memory(
 @bench.command("repair")
 def bench_repair(
     tokens: Annotated[int, typer.Option(min=1, help="Length of a prompt.")] = 1600,
-    limit: Annotated[int, typer.Option(min=1, help="Prompts.")] = 6,
-    repeats: Repeats = 3,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts.")] = 4,
+    repeats: Repeats = 2,
     answer_tokens: Annotated[int, typer.Option(min=8, help="Length of an answer.")] = 128,
     model: Model = "smollm2",
     dtype: Dtype = "auto",

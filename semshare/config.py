@@ -140,8 +140,8 @@ class EngineConfig:
     max_donors_tried:  donors compared token by token with a target in `semantic` mode.
     prefill_rows:      most rows of new prompts that are computed in a step in which others are
                        answered. More of them: sooner first tokens, longer pauses of the others.
-    repair_rows:       most reused tokens that are computed exactly in a step, for policies that ask
-                       for `repair`.
+    repair_rows:       reused tokens that are computed exactly a step on average, in chunks of
+                       `prefill_rows`, for policies that ask for `repair`.
     max_answers:       answers that are decoded at a time; other requests wait.
     embedder:          makes the prompt vectors by which similar donors are found: `model` pools the
                        model's own token embeddings; `sentence` runs all-MiniLM-L6-v2 (extra `st`),
@@ -157,7 +157,7 @@ class EngineConfig:
     history_tokens: int = 40
     max_donors_tried: int = 3
     prefill_rows: int = 256
-    repair_rows: int = 32
+    repair_rows: int = 24
     max_answers: int = 64
     embedder: Literal["model", "sentence"] = "model"
     donor_format: DonorFormat = "full"

@@ -244,7 +244,7 @@ class Session:
         with self.lock:
             for generation in generations:
                 if not generation.ended:
-                    self.scheduler.drop(generation)
+                    self.scheduler.give_up(generation)
 
     def _step(self) -> None:
         try:

@@ -68,8 +68,12 @@ class Generation:
 
     def begin_with(self, served: Served) -> None:
         """Be served, for the first time or again; what was forgotten meanwhile stays so."""
-        if self.served is not None:
-            served.forgotten |= self.served.forgotten
+        before = self.served
+        if before is not None:
+            served.forgotten |= before.forgotten
+            served.began_mixed = before.began_mixed or (
+                self.has_answered and not before.plan.is_exact
+            )
         self.served = served
 
     @property

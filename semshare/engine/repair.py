@@ -46,6 +46,11 @@ class Repair:
         """Whether all of the prompt's KV is exact."""
         return not self._prefill.rows_left
 
+    @property
+    def rows_left(self) -> int:
+        """Tokens of the prompt to compute yet."""
+        return self._prefill.rows_left
+
     def next_rows(self, most: int) -> PromptRows:
         """The next tokens of the prompt, at most `most`."""
         return self._prefill.next_rows(most)

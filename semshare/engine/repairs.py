@@ -20,37 +20,41 @@ class Repairs:
     Args:
         executor: the model and its pool.
         stages: see `Stages`.
-        most_rows: in a step.
+        rows_a_step: on average, as long as anything is to be repaired.
+        chunk: rows that are computed at once, where so many are left.
 
     """
 
-    def __init__(self, executor: Executor, stages: Stages, *, most_rows: int) -> None:
+    def __init__(self, executor: Executor, stages: Stages, *, rows_a_step: int, chunk: int) -> None:
         self._executor = executor
         self._stages = stages
-        self._most_rows = most_rows
+        self._rows_a_step = rows_a_step
+        self._chunk = chunk
+        self._due = 0  # rows that the steps since the last chunk leave room for
 
     def tasks(self, running: Sequence[Generation], *, idle: bool) -> list[Task]:
-        """The next reused tokens to be computed exactly.
+        """The next reused tokens to be computed exactly, in the steps in which a chunk is due.
+
+        A few rows in each step would take twice the time: products of few rows wait for memory.
 
         Args:
             running: requests that are being answered, in order of arrival.
             idle: nobody else waits or is computed.
 
         """
-        tasks = []
-        left = self._most_rows
-        for generation in running:
-            if left <= 0 or not _wants_repair(generation, idle=idle):
-                continue
-            repair = generation.repair or self._start(generation)
-            if repair is None:
-                continue
-            rows = repair.next_rows(left)
-            left -= len(rows.ids)
-            took = partial(self._took, generation, repair, rows)
-            failed = partial(_failed, generation)
-            tasks.append(Task(rows, took, failed, partial(_goes_on, generation, repair)))
-        return tasks
+        wanted = [one for one in running if _wants_repair(one, idle=idle)]
+        begun = (one.repair or self._start(one) for one in wanted[:1])
+        repair = next(begun, None)
+        if repair is None:
+            return []
+        self._due += self._rows_a_step
+        if self._due < min(self._chunk, repair.rows_left):
+            return []
+        rows = repair.next_rows(self._chunk)
+        self._due = 0
+        took = partial(self._took, wanted[0], repair, rows)
+        failed = partial(_failed, wanted[0])
+        return [Task(rows, took, failed, partial(_goes_on, wanted[0], repair))]
 
     def _start(self, generation: Generation) -> Repair | None:
         """A repair begins when its turn comes: others may have computed the same text by then."""

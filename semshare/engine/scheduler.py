@@ -54,7 +54,7 @@ class Scheduler:
         stages: see `Stages`.
         admission: where requests wait.
         prefill_rows: most rows of prompts in a step that others decode in.
-        repair_rows: most rows of repairs in a step.
+        repair_rows: rows of repairs a step, on average.
         max_answers: most answers that are decoded at a time.
 
     """
@@ -73,12 +73,14 @@ class Scheduler:
         self._stages = stages
         self._admission = admission
         self._prefill_rows = prefill_rows
-        self._repairs = Repairs(executor, stages, most_rows=repair_rows)
+        self._repairs = Repairs(executor, stages, rows_a_step=repair_rows, chunk=prefill_rows)
         self._max_answers = max_answers
         self._arrivals = count()
         self._prefilling: list[Generation] = []
         self._running: list[Generation] = []
         self._is_full = False  # nobody is admitted before somebody leaves
+        self._is_stepping = False
+        self._given_up: list[Generation] = []  # in the middle of this step
         self.preemptions = 0
 
     def submit(self, request: Request, watch: Stopwatch) -> Generation:
@@ -89,6 +91,16 @@ class Scheduler:
 
     def step(self) -> None:
         """One pass through the layers for everything that can go on."""
+        self._is_stepping = True
+        try:
+            self._step()
+        finally:
+            self._is_stepping = False
+            for generation in self._given_up:
+                self.drop(generation)
+            self._given_up.clear()
+
+    def _step(self) -> None:
         self._drop_late()
         self._admit()
         decodes = self._decodes()  # first: for its slots others may be sent back
@@ -96,6 +108,16 @@ class Scheduler:
         idle = not self._admission.waiting and len(self.active) == 1
         repairs = self._repairs.tasks(self._in_order(), idle=idle)
         compute(self._executor, [*decodes, *prefills, *repairs])
+
+    def give_up(self, generation: Generation) -> None:
+        """End a request that nobody waits for.
+
+        A stream may be closed by the garbage collector, in the middle of a step of its own thread.
+        """
+        if self._is_stepping:
+            self._given_up.append(generation)
+        else:
+            self.drop(generation)
 
     def drop(self, generation: Generation) -> None:
         """End a request and give back all that it holds."""

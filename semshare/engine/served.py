@@ -77,6 +77,7 @@ class Served:
         self.planned = planned
         self.forgotten = False  # its namespace was cleared meanwhile: nothing may stay
         self.sent_back = False  # its slots went to others: there is nothing to keep of it
+        self.began_mixed = False  # tokens were picked from a mixture before it was sent back
         self.repaired = False  # all of the prompt has been computed exactly meanwhile
         self.repaired_after: int | None = None  # answer tokens given before that
         self._executor = executor
@@ -159,7 +160,7 @@ class Served:
             donor=plan.donor,
             donor_position=plan.position,
             compute_fraction=rows / (len(plan.ids) * layers),
-            exact=plan.is_exact and cut is None,
+            exact=plan.is_exact and cut is None and not self.began_mixed,
             mode=self.planned.mode,
             fallback=self.planned.fallback,
             repaired_after=self.repaired_after,

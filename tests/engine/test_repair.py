@@ -67,7 +67,7 @@ def assert_as_by_full_prefill(stepped: Stepped, generation: Generation) -> None:
         assert float((result.logits[-1] - expected).abs().max()) <= LIMIT
 
 
-@examples(24)
+@examples(16)
 @given(
     family=st.sampled_from(list(FAMILIES)),
     repair_rows=st.sampled_from([16, 50, 400]),
@@ -104,7 +104,7 @@ def all_computed(generation: Generation) -> bool:
 
 def test_the_rest_of_an_answer_is_that_of_a_full_prefill() -> None:
     """As if the first token had been said by a full prefill: only it can differ."""
-    stepped = stepped_with_donor(repair_rows=400)
+    stepped = stepped_with_donor(repair_rows=400, prefill_rows=400)
     started = stepped.submit(MIXED, policy=eager(), max_tokens=20, sampling=NO_END)
     (answer,) = stepped.finish(started)
     assert not answer.provenance.exact
@@ -127,7 +127,7 @@ def prompt_rows(stepped: Stepped, started: Generation) -> int:
 
 
 def test_a_repair_in_chunks_takes_so_many_rows_a_step_and_enters_the_tree_at_its_end() -> None:
-    stepped = stepped_with_donor(repair_rows=50)
+    stepped = stepped_with_donor(repair_rows=50, prefill_rows=50)
     started = stepped.submit(MIXED, policy=eager(), max_tokens=30, sampling=NO_END)
     stepped.step()
     mixed_rows = stepped.rows_of_prompts[0]
@@ -144,9 +144,18 @@ def test_a_repair_in_chunks_takes_so_many_rows_a_step_and_enters_the_tree_at_its
     assert prompt_rows(stepped, started) == mixed_rows + N
 
 
+def test_a_chunk_of_a_repair_comes_when_the_steps_have_left_room_for_it() -> None:
+    stepped = stepped_with_donor(repair_rows=10, prefill_rows=50)
+    stepped.submit(MIXED, policy=eager(), max_tokens=20, sampling=NO_END)
+    for _ in range(16):
+        stepped.step()
+    decoding = stepped.rows_of_prompts[1:]
+    assert decoding == [0, 0, 0, 0, 50] * 3
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_repaired_prompt_becomes_a_donor_without_another_pass(n: int) -> None:
-    stepped = stepped_with_donor(repair_rows=100)
+    stepped = stepped_with_donor(repair_rows=100, prefill_rows=100)
     started = stepped.submit(MIXED, policy=eager(remember=True), n=n, max_tokens=9, sampling=NO_END)
     (answer,) = stepped.finish(started)
     assert answer.remembered == "done"
@@ -158,7 +167,7 @@ def test_a_repaired_prompt_becomes_a_donor_without_another_pass(n: int) -> None:
 
 
 def test_a_prompt_that_was_not_repaired_in_time_waits_to_be_computed() -> None:
-    stepped = stepped_with_donor(repair_rows=8)
+    stepped = stepped_with_donor(repair_rows=8, prefill_rows=8)
     started = stepped.submit(MIXED, policy=eager(remember=True), max_tokens=4, sampling=NO_END)
     (answer,) = stepped.finish(started)
     assert (answer.remembered, answer.provenance.repaired_after) == ("pending", None)
@@ -166,7 +175,7 @@ def test_a_prompt_that_was_not_repaired_in_time_waits_to_be_computed() -> None:
 
 
 def test_all_answers_of_a_prompt_are_repaired_together() -> None:
-    stepped = stepped_with_donor(repair_rows=60)
+    stepped = stepped_with_donor(repair_rows=60, prefill_rows=60)
     started = stepped.submit(MIXED, policy=eager(), n=3, max_tokens=30, sampling=NO_END)
     while not started.served or not started.prompt.repaired:
         stepped.step()
@@ -180,7 +189,7 @@ def test_all_answers_of_a_prompt_are_repaired_together() -> None:
 
 
 def test_an_idle_repair_goes_on_only_while_nobody_else_is_there() -> None:
-    stepped = stepped_with_donor(repair_rows=50)
+    stepped = stepped_with_donor(repair_rows=50, prefill_rows=50)
     policy = eager(repair="idle")
     started = stepped.submit(MIXED, policy=policy, max_tokens=60, sampling=NO_END)
     stepped.step()
@@ -226,7 +235,7 @@ def fails_in_repairs(stepped: Stepped, at: int) -> None:
 @pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_repair_that_fails_leaves_the_answer_as_it_is(at: int, n: int) -> None:
-    stepped = stepped_with_donor(repair_rows=40)
+    stepped = stepped_with_donor(repair_rows=40, prefill_rows=40)
     fails_in_repairs(stepped, at)
     started = stepped.submit(MIXED, policy=eager(), n=n, max_tokens=9)
     (answer,) = stepped.finish(started)
@@ -251,14 +260,14 @@ def test_a_repair_without_slots_leaves_the_answer_as_it_is() -> None:
 
 def test_an_answer_that_ends_before_its_repair_leaks_nothing() -> None:
     for most in range(1, 7):
-        stepped = stepped_with_donor(repair_rows=60)
+        stepped = stepped_with_donor(repair_rows=60, prefill_rows=60)
         stepped.finish(stepped.submit(MIXED, policy=eager(), max_tokens=most, sampling=NO_END))
         assert_all_that_is_kept_is_exact(stepped.engine)
 
 
 def test_a_request_may_be_cancelled_at_any_time_of_its_repair() -> None:
     for steps in range(1, 8):
-        stepped = stepped_with_donor(repair_rows=60)
+        stepped = stepped_with_donor(repair_rows=60, prefill_rows=60)
         started = stepped.submit(MIXED, policy=eager(), n=2, max_tokens=20, sampling=NO_END)
         for _ in range(steps):
             stepped.step()
@@ -268,7 +277,7 @@ def test_a_request_may_be_cancelled_at_any_time_of_its_repair() -> None:
 
 def test_an_answer_that_ended_while_others_are_repaired_is_not_taken_for_exact() -> None:
     """The first of three answers ends on mixed KV; then the pool asks for the repair's slots."""
-    stepped = stepped_with_donor(repair_rows=60)
+    stepped = stepped_with_donor(repair_rows=60, prefill_rows=60)
     started = stepped.submit(
         MIXED, policy=eager(remember=True), n=3, max_tokens=12, sampling=NO_END
     )
@@ -284,7 +293,7 @@ def test_an_answer_that_ended_while_others_are_repaired_is_not_taken_for_exact()
 
 
 def test_an_answer_is_decoded_beside_its_repair() -> None:
-    stepped = stepped_with_donor(repair_rows=40)
+    stepped = stepped_with_donor(repair_rows=40, prefill_rows=40)
     started = stepped.submit(MIXED, policy=eager(), max_tokens=20, sampling=NO_END)
     stepped.step()
     while not started.prompt.repaired:
@@ -298,7 +307,7 @@ def test_slots_that_are_missing_at_the_very_end_of_a_repair(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The prompt is exact, but the second answer can't be moved onto it."""
-    stepped = stepped_with_donor(repair_rows=400)
+    stepped = stepped_with_donor(repair_rows=400, prefill_rows=400)
     started = stepped.submit(MIXED, policy=eager(), n=2, max_tokens=12, sampling=NO_END)
     stepped.step()
     allocate = stepped.engine.pool.allocate

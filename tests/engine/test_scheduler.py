@@ -119,6 +119,25 @@ def test_answers_of_one_prompt_that_do_not_fit_at_once_come_later() -> None:
     assert_nothing_is_held(stepped.engine)
 
 
+def test_an_answer_that_began_on_mixed_kv_is_not_called_exact_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its donor is forgotten while it is sent back, so that the second time all is computed."""
+    monkeypatch.setattr("semshare.kv.sequence.ROOM_TOKENS", PAGE)
+    stepped = Stepped(**pages(110))
+    stepped.engine.remember(words(12, 4) + PAPER)
+    older = stepped.submit(words(300, 7), max_tokens=200, sampling=NO_END)
+    mixed = stepped.submit(REWRITTEN, policy=SEMANTIC, max_tokens=200, sampling=NO_END)
+    while not stepped.scheduler.preemptions:
+        stepped.step()
+    assert mixed.has_answered
+    stepped.engine.forget_all()
+    stepped.finish(older)
+    (answer,) = stepped.finish(mixed)
+    assert mixed.prompt.plan.is_exact
+    assert not answer.provenance.exact
+
+
 # ------------------------------------------------------------------ what is shared
 
 

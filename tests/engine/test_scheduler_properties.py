@@ -31,7 +31,7 @@ policies = st.builds(
 )
 
 
-@examples(40)
+@examples(16)
 @given(
     seed=st.integers(0, 2**32),
     family=st.sampled_from(["llama", "llama", "qwen2-window", "gemma3"]),
