@@ -38,7 +38,7 @@ from semshare.types import (
 class SemShare:
     """A causal LM whose prefill reuses the KV of earlier prompts.
 
-    Thread-safe: one lock is held for each prefill and each decode step.
+    Thread-safe: one lock is held for each step of all requests.
 
     Args:
         hf_model: a transformers causal LM of a supported family.

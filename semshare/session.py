@@ -2,8 +2,11 @@
 
     text → tokenize → find donors → align → guard → plan → prefill → decode → answer
 
-`Session.serve` reads like that line. Up to the plan no layer runs; from the plan on nothing is
-decided. Whatever fails on the way to a mixed prefill, the prompt is computed in full.
+`stream` submits a request and runs steps until its answer is there; the scheduler calls back at
+each station: `begin` (find donors → align → guard → plan, with the slots that it takes),
+`prefilled`, `continuation` for each answer, `answer` at its end. Up to the plan no layer runs; from
+the plan on nothing is decided. Whatever fails on the way to a mixed prefill, the prompt is computed
+in full.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from semshare.engine.rows import AttentionRecord
 from semshare.engine.sampling import Sampler, SamplingParams
 from semshare.engine.scheduler import Scheduler
 from semshare.engine.served import Planned, Served
+from semshare.engine.stages import Stages
 from semshare.engine.stopwatch import Stopwatch
 from semshare.engine.text import TextAssembler
 from semshare.errors import PoolExhausted
@@ -100,15 +104,19 @@ class Session:
         self.counters: Counter[str] = Counter()
         self._serving: WeakSet[Served] = WeakSet()  # whose KV may be kept yet
         self.lock = FairLock(on_release=let_go_of_threads)
-        self.scheduler = Scheduler(
-            self.executor,
-            self,
-            Admission(self.cached_tokens, self.pool.page_size),
-            prefill_rows=config.prefill_rows,
-            repair_rows=config.repair_rows,
-            max_answers=config.max_answers,
-        )
+        self.scheduler = self.new_scheduler(self)
         let_go_of_threads()  # that loading the model has made
+
+    def new_scheduler(self, stages: Stages) -> Scheduler:
+        """A scheduler over this session's pool that calls `stages` back."""
+        return Scheduler(
+            self.executor,
+            stages,
+            Admission(self.cached_tokens, self.pool.page_size),
+            prefill_rows=self.config.prefill_rows,
+            repair_rows=self.config.repair_rows,
+            max_answers=self.config.max_answers,
+        )
 
     def begin(self, request: Request, watch: Stopwatch, *, in_full_if_short: bool = True) -> Served:
         """From ids to a plan, with the slots that it takes. Nothing is computed yet.
@@ -234,7 +242,7 @@ class Session:
                     break
                 with self.lock, torch.inference_mode():
                     if not generation.outbox and not generation.ended:
-                        self._step()
+                        self.scheduler.step()
             if generation.error is not None:
                 raise generation.error
         finally:
@@ -244,14 +252,7 @@ class Session:
         with self.lock:
             for generation in generations:
                 if not generation.ended:
-                    self.scheduler.give_up(generation)
-
-    def _step(self) -> None:
-        try:
-            self.scheduler.step()
-        except BaseException as error:  # an interrupt, perhaps, anywhere in the middle of a step
-            self.scheduler.abandon(error)
-            raise
+                    self.scheduler.cancel(generation)
 
     def continuation(
         self, generation: Generation, index: int, sequence: KVSequence
@@ -274,7 +275,6 @@ class Session:
 
     def repaired(self, served: Served, sequence: KVSequence) -> None:
         """A mixed prompt has been computed exactly meanwhile: others may begin with that."""
-        served.repaired = True
         self._cache(served, served.ids, sequence)
 
     def answer(self, generation: Generation) -> Answer:
@@ -319,7 +319,7 @@ class Session:
 
         """
         try:
-            if served.forgotten or served.sent_back:
+            if served.forgotten or served.preempted:
                 return "no", None
             self._cache(served, computed, sequence)
             return self.keeper.remember_target(served, sequence, policy, record)

@@ -15,7 +15,7 @@ from semshare.engine.tasks import Task
 
 
 class Repairs:
-    """The repairs of all requests, the oldest first.
+    """One request's repair after the other, the oldest first.
 
     Args:
         executor: the model and its pool.
@@ -32,7 +32,7 @@ class Repairs:
         self._chunk = chunk
         self._due = 0  # rows that the steps since the last chunk leave room for
 
-    def tasks(self, running: Sequence[Generation], *, idle: bool) -> list[Task]:
+    def task(self, running: Sequence[Generation], *, idle: bool) -> Task | None:
         """The next reused tokens to be computed exactly, in the steps in which a chunk is due.
 
         A few rows in each step would take twice the time: products of few rows wait for memory.
@@ -42,19 +42,19 @@ class Repairs:
             idle: nobody else waits or is computed.
 
         """
-        wanted = [one for one in running if _wants_repair(one, idle=idle)]
-        begun = (one.repair or self._start(one) for one in wanted[:1])
-        repair = next(begun, None)
+        one = next((one for one in running if _wants_repair(one, idle=idle)), None)
+        if one is None:
+            return None
+        repair = one.repair or self._start(one)
         if repair is None:
-            return []
+            return None
         self._due += self._rows_a_step
         if self._due < min(self._chunk, repair.rows_left):
-            return []
-        rows = repair.next_rows(self._chunk)
+            return None
         self._due = 0
-        took = partial(self._took, wanted[0], repair, rows)
-        failed = partial(_failed, wanted[0])
-        return [Task(rows, took, failed, partial(_goes_on, wanted[0], repair))]
+        rows = repair.next_rows(self._chunk)
+        took = partial(self._took, one, repair, rows)
+        return Task(rows, took, partial(_failed, one), partial(_goes_on, one, repair))
 
     def _start(self, generation: Generation) -> Repair | None:
         """A repair begins when its turn comes: others may have computed the same text by then."""

@@ -33,7 +33,7 @@ from semshare.types import FinishReason, TextDelta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Next:
+class _DecodeStep:
     """An answer's next rows: its latest token, or all of them on KV that has the prompt only."""
 
     generation: Generation
@@ -80,7 +80,7 @@ class Scheduler:
         self._running: list[Generation] = []
         self._is_full = False  # nobody is admitted before somebody leaves
         self._is_stepping = False
-        self._given_up: list[Generation] = []  # in the middle of this step
+        self._cancelled: list[Generation] = []  # in the middle of this step
         self.preemptions = 0
 
     def submit(self, request: Request, watch: Stopwatch) -> Generation:
@@ -90,43 +90,54 @@ class Scheduler:
         return generation
 
     def step(self) -> None:
-        """One pass through the layers for everything that can go on."""
+        """One pass through the layers for everything that can go on.
+
+        Raises:
+            BaseException: what no request is to blame for, an interrupt perhaps. Whoever was
+                computed in the step has failed then.
+
+        """
         self._is_stepping = True
         try:
-            self._step()
+            self._compute_step()
+        except BaseException as error:
+            self._break_off(error)
+            raise
         finally:
             self._is_stepping = False
-            for generation in self._given_up:
-                self.drop(generation)
-            self._given_up.clear()
+            for generation in self._cancelled:
+                self._drop(generation)
+            self._cancelled.clear()
 
-    def _step(self) -> None:
+    def _compute_step(self) -> None:
         self._drop_late()
         self._admit()
-        decodes = self._decodes()  # first: for its slots others may be sent back
+        decodes = self._decodes()  # first: for its slots others may be preempted
         prefills = self._prefills()
         idle = not self._admission.waiting and len(self.active) == 1
-        repairs = self._repairs.tasks(self._in_order(), idle=idle)
-        compute(self._executor, [*decodes, *prefills, *repairs])
+        repair = self._repairs.task(self._in_order(), idle=idle)
+        compute(self._executor, [*decodes, *prefills, *([repair] if repair else [])])
 
-    def give_up(self, generation: Generation) -> None:
-        """End a request that nobody waits for.
+    def cancel(self, generation: Generation) -> None:
+        """End a request that nobody waits for, and give back all that it holds.
 
         A stream may be closed by the garbage collector, in the middle of a step of its own thread.
         """
         if self._is_stepping:
-            self._given_up.append(generation)
-        else:
-            self.drop(generation)
+            self._cancelled.append(generation)
+        elif not generation.ended:
+            self._drop(generation)
 
-    def drop(self, generation: Generation) -> None:
-        """End a request and give back all that it holds."""
+    def _drop(self, generation: Generation) -> None:
         generation.ended = True
+        self._take_out(generation)
+        generation.release()
+        self._is_full = False
+
+    def _take_out(self, generation: Generation) -> None:
         for several in (self._admission.waiting, self._prefilling, self._running):
             if generation in several:
                 several.remove(generation)
-        generation.release()
-        self._is_full = False
 
     def rows_outside(self) -> int | None:
         """Most rows that may be computed between two steps; None for any number."""
@@ -193,7 +204,7 @@ class Scheduler:
     # ---------------------------------------------------------------- prefills
 
     def _prefills(self) -> list[Task]:
-        """A chunk of each prompt, the oldest first, up to a step's rows.
+        """A chunk of each prompt, in order of admission, up to a step's rows.
 
         Where nobody waits for the next token the first prompt is not cut: that is fastest.
         """
@@ -206,10 +217,10 @@ class Scheduler:
             left -= len(rows.ids)
             took = partial(self._took_prefill, generation, rows)
             failed = partial(self._prefill_failed, generation)
-            tasks.append(Task(rows, took, failed, partial(self._is_prefilled, generation)))
+            tasks.append(Task(rows, took, failed, partial(self._is_prefilling, generation)))
         return tasks
 
-    def _is_prefilled(self, generation: Generation) -> bool:
+    def _is_prefilling(self, generation: Generation) -> bool:
         return generation in self._prefilling
 
     def _took_prefill(
@@ -238,7 +249,7 @@ class Scheduler:
             if len(self.active) == 1:
                 self._fail(generation, final)
             else:  # computing all of it takes slots that others have now
-                self._send_back(generation)
+                self._preempt(generation)
         except Exception as final:
             self._fail(generation, final)
 
@@ -272,7 +283,7 @@ class Scheduler:
         except PoolExhausted:
             if len(self.active) == 1:
                 raise
-            self._send_back(generation)
+            self._preempt(generation)
         else:
             self._finish_if_ended(generation)
 
@@ -302,20 +313,20 @@ class Scheduler:
     def _decodes(self) -> list[Task]:
         """The next rows of every answer: single tokens as one batch, whose shared KV is read once.
 
-        Slots are taken for the oldest first; for them younger requests may be sent back.
+        Slots are taken for the oldest first; for them younger requests may be preempted.
         """
-        steps: list[_Next] = []
+        steps: list[_DecodeStep] = []
         for generation in self._in_order():
             for one in generation.going_on:
                 rows = self._rows_with_slots(generation, one)
                 if rows is not None:
-                    steps.append(_Next(generation, one, rows))
+                    steps.append(_DecodeStep(generation, one, rows))
         steps = [step for step in steps if step.generation in self._running]
         batch = [step for step in steps if self._joins_batch(step)]
         tasks = [self._decode_task([step]) for step in steps if not self._joins_batch(step)]
         return [*tasks, self._decode_task(batch)] if batch else tasks
 
-    def _joins_batch(self, step: _Next) -> bool:
+    def _joins_batch(self, step: _DecodeStep) -> bool:
         return (
             len(step.rows.ids) == 1
             and step.rows.record is None
@@ -332,7 +343,7 @@ class Scheduler:
         draws = sampling.seed is not None and not sampling.is_greedy
         return draws and self._executor.adapter.dtype != torch.float32
 
-    def _decode_task(self, steps: Sequence[_Next]) -> Task:
+    def _decode_task(self, steps: Sequence[_DecodeStep]) -> Task:
         rows: Rows = steps[0].rows
         if self._joins_batch(steps[0]):
             rows = DecodeRows(
@@ -349,7 +360,9 @@ class Scheduler:
             parts=[self._decode_task([step]) for step in steps] if len(steps) > 1 else (),
         )
 
-    def _took_decode(self, steps: Sequence[_Next], result: ForwardResult, _seconds: float) -> None:
+    def _took_decode(
+        self, steps: Sequence[_DecodeStep], result: ForwardResult, _seconds: float
+    ) -> None:
         for index, step in enumerate(steps):
             try:
                 step.continuation.took(step.rows, result.logits[index : index + 1])
@@ -371,24 +384,22 @@ class Scheduler:
     def _make_room_for(self, generation: Generation) -> None:
         """Free some slots at somebody's cost, the youngest's first, and at its own if need be."""
         active = self.active
-        if any(other.give_up_repair() for other in reversed(active)):
+        if any(other.give_up_repair() for other in reversed(active)):  # one is enough
             return
         if sum(other.give_back_spare() for other in active):
             return
         youngest = active[-1]
         if len(active) > 1:
-            self._send_back(youngest)
+            self._preempt(youngest)
         else:  # what has been answered is worth more than an error
             self._end(generation, "length")
 
-    def _send_back(self, generation: Generation) -> None:
+    def _preempt(self, generation: Generation) -> None:
         """Take all slots of a request, which computes its prompt and its answers again later."""
         self.preemptions += 1
-        for several in (self._prefilling, self._running):
-            if generation in several:
-                several.remove(generation)
+        self._take_out(generation)
         generation.release()
-        generation.prompt.sent_back = True
+        generation.prompt.preempted = True
         self._admission.waiting.append(generation)
         self._is_full = True
 
@@ -399,20 +410,18 @@ class Scheduler:
             one.end(reason)
         self._finish_if_ended(generation)
 
-    def _finish_if_ended(self, generation: Generation) -> bool:
-        """Hand out the answer once all parts of it have ended; whether they have."""
-        if generation.going_on or generation.ended:
-            return generation.ended
-        generation.outbox.append(TextDelta("", [], self._stages.answer(generation)))
-        self.drop(generation)
-        return True
+    def _finish_if_ended(self, generation: Generation) -> None:
+        """Hand out the answer once all parts of it have ended."""
+        if not generation.going_on and not generation.ended:
+            generation.outbox.append(TextDelta("", [], self._stages.answer(generation)))
+            self._drop(generation)
 
-    def abandon(self, cause: BaseException) -> None:
-        """A step was broken off: nobody's KV can be trusted to be what its tokens say."""
+    def _break_off(self, cause: BaseException) -> None:
+        """Nobody's KV can be trusted any more to be what its tokens say."""
         log_failure("a step was broken off", cause)
         for generation in self.active:
             self._fail(generation, StepFailed(cause))
 
     def _fail(self, generation: Generation, error: Exception) -> None:
         generation.error = error
-        self.drop(generation)
+        self._drop(generation)

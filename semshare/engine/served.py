@@ -76,10 +76,10 @@ class Served:
         self.watch = watch
         self.planned = planned
         self.forgotten = False  # its namespace was cleared meanwhile: nothing may stay
-        self.sent_back = False  # its slots went to others: there is nothing to keep of it
-        self.began_mixed = False  # tokens were picked from a mixture before it was sent back
-        self.repaired = False  # all of the prompt has been computed exactly meanwhile
-        self.repaired_after: int | None = None  # answer tokens given before that
+        self.preempted = False  # its slots went to others: there is nothing to keep of it
+        self.began_mixed = False  # tokens were picked from a mixture before it was preempted
+        # Answer tokens given when all of the prompt had been computed exactly; None: it is not.
+        self.repaired_after: int | None = None
         self._executor = executor
         self._room = room
         self._on_fallback = on_fallback
@@ -177,11 +177,18 @@ class Served:
         return self._running.next_rows(most)
 
     def took(self, rows: PromptRows, result: ForwardResult) -> None:
-        """`rows` have been computed."""
-        try:
-            self._running.took(rows, result)
-        except ArithmeticError as error:
-            self.failed(error)
+        """`rows` have been computed.
+
+        Raises:
+            ArithmeticError: reused KV gave logits that are not finite; see `failed`.
+
+        """
+        self._running.took(rows, result)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether all of the prompt has been computed exactly meanwhile."""
+        return self.repaired_after is not None
 
     def failed(self, error: Exception) -> None:
         """Computing its rows failed: begin again in full, or raise where that was tried.

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from semshare import Provenance, ReusePolicy, SemShare
 from semshare.config import DEFAULT_NAMESPACE
-from semshare.engine.admission import Admission
 from semshare.engine.continuation import Continuation
 from semshare.engine.generation import Generation, Request
 from semshare.engine.prompts import eos_ids
 from semshare.engine.sampling import Picked, Sampler, SamplingParams
-from semshare.engine.scheduler import Scheduler
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import PromptTooLong
 from semshare.kv.sequence import KVSequence
@@ -81,7 +79,7 @@ def decode_forced(
     sampler = _Recorder(SamplingParams(logit_bias=without_end(engine)), tokens)
     seconds = [0.0]
     with session.lock, torch.inference_mode():
-        scheduler = _scheduler(session, sampler)
+        scheduler = session.new_scheduler(_Stages(session, sampler))
         generation = scheduler.submit(Request(ids, policy, namespace, max_tokens=n), watch)
         while not generation.ended:
             before = watch.elapsed_s
@@ -133,16 +131,3 @@ class _Stages:
         one = self._session.continuation(generation, index, sequence)
         one.sampler = self._sampler
         return one
-
-
-def _scheduler(session: Session, sampler: Sampler) -> Scheduler:
-    """As the session's own is made."""
-    config = session.config
-    return Scheduler(
-        session.executor,
-        _Stages(session, sampler),
-        Admission(session.cached_tokens, session.pool.page_size),
-        prefill_rows=config.prefill_rows,
-        repair_rows=config.repair_rows,
-        max_answers=config.max_answers,
-    )

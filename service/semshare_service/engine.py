@@ -1,7 +1,7 @@
 """What the service asks of an engine: the part of `semshare.SemShare` that it calls.
 
-Every method runs in the worker's thread and nowhere else. `fallback` counters, locks and the
-like are the engine's own business.
+Methods run in the worker's threads, several at a time. Locks, counters and the like are the
+engine's own business.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semshare.errors import (
+    DeadlineExceeded,
     InvalidPolicy,
     InvalidRequest,
     ModelNotAvailable,
@@ -29,6 +30,7 @@ from semshare.errors import (
     PoolExhausted,
     PromptTooLong,
     SemShareError,
+    StepFailed,
     UnsupportedModel,
 )
 
@@ -110,6 +112,8 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(UnknownModel, 404, "model_not_found", _MISSING, param="model"),
     ErrorKind(NotFound, 404, "not_found", _MISSING),
     ErrorKind(PoolExhausted, 503, "pool_exhausted", _SERVER),
+    ErrorKind(DeadlineExceeded, 504, "deadline_exceeded", _SERVER, param="deadline_s"),
+    ErrorKind(StepFailed, 503, "step_failed", _SERVER),
     ErrorKind(ModelNotAvailable, 503, "model_not_available", _SERVER),
     ErrorKind(UnsupportedModel, 503, "unsupported_model", _SERVER),
     ErrorKind(QueueFull, 429, "queue_full", "rate_limit_error"),

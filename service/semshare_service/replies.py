@@ -107,6 +107,7 @@ def provenance_body(provenance: Provenance) -> Body:
         "exact": bool(provenance.exact),
         "fallback": provenance.fallback,
         "retained": float(provenance.retained),
+        "repaired_after": provenance.repaired_after,
         "compute_fraction": float(provenance.compute_fraction),
         "tokens": provenance.counts,
         "spans": token_runs(

@@ -84,7 +84,7 @@ class Stepped:
     def cancel(self, generation: Generation) -> None:
         """What closing its stream does."""
         with self.session.lock:
-            self.scheduler.drop(generation)
+            self.scheduler.cancel(generation)
         self.check()
 
     def check(self) -> None:

@@ -122,7 +122,7 @@ def test_answers_of_one_prompt_that_do_not_fit_at_once_come_later() -> None:
 def test_an_answer_that_began_on_mixed_kv_is_not_called_exact_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its donor is forgotten while it is sent back, so that the second time all is computed."""
+    """Its donor is forgotten while it is preempted, so that the second time all is computed."""
     monkeypatch.setattr("semshare.kv.sequence.ROOM_TOKENS", PAGE)
     stepped = Stepped(**pages(110))
     stepped.engine.remember(words(12, 4) + PAPER)
@@ -205,7 +205,7 @@ def test_forgetting_hits_those_that_joined_a_prompt() -> None:
     assert stepped.engine.pool.used_bytes == 0, "something of them was kept"
 
 
-def test_forgetting_hits_who_has_been_sent_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgetting_hits_who_has_been_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semshare.kv.sequence.ROOM_TOKENS", PAGE)
     stepped = Stepped(**pages(9))
     started = [stepped.submit(words(24, seed), max_tokens=30) for seed in range(2)]
@@ -309,7 +309,7 @@ def test_a_deadline_in_the_middle_of_a_prefill(clock: Callable[[float], None]) -
     assert_nothing_is_held(stepped.engine)
 
 
-def test_a_deadline_of_one_who_was_sent_back(
+def test_a_deadline_of_one_who_was_preempted(
     clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("semshare.kv.sequence.ROOM_TOKENS", PAGE)

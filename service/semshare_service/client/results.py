@@ -29,6 +29,7 @@ class Reuse:
     exact: bool  # no approximate KV was used
     fallback: str | None  # why the request was computed in full after all, if it was
     retained: float  # share of the prompt's (token, layer) pairs that the answer saw
+    repaired_after: int | None  # answer tokens given when all KV had been made exact
     compute_fraction: float
     tokens: dict[str, int]  # prompt tokens by source
     spans: tuple[TokenRun, ...]
@@ -129,6 +130,7 @@ def parse_completion(body: Mapping[str, Any]) -> Completion:
             exact=extension["exact"],
             fallback=extension["fallback"],
             retained=extension["retained"],
+            repaired_after=extension["repaired_after"],
             compute_fraction=extension["compute_fraction"],
             tokens=extension["tokens"],
             spans=_parse_runs(extension["spans"]),
