@@ -79,7 +79,11 @@ def cut(
     """
     at = q_pos[links.sequence] - links.shift
     nth = np.arange(len(links.node)) - np.searchsorted(links.node, links.node)
-    tile_row = np.flatnonzero(nth % np.where(is_shared[links.node], rows_a_tile, 1) == 0)
+    # Tiles of one size: a full one and a small rest would leave vectors of rows half empty.
+    readers = np.maximum(np.bincount(links.node, minlength=tree.n_nodes), 1)
+    tiles = -(-readers // rows_a_tile)
+    rows = np.where(is_shared, -(-readers // tiles), 1)
+    tile_row = np.flatnonzero(nth % rows[links.node] == 0)
     tile_rows = np.diff(np.append(tile_row, len(links.node)))
     node = links.node[tile_row]
     start, stop = tree.node_start[node], tree.node_start[node + 1]
