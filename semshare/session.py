@@ -236,9 +236,10 @@ class Session:
         """Run steps, for all requests, until this one has ended."""
         try:
             while True:
+                has_ended = generation.ended  # asked first: what comes before the end is there
                 while generation.outbox:
                     yield generation.outbox.popleft()
-                if generation.ended:
+                if has_ended:
                     break
                 with self.lock, torch.inference_mode():
                     if not generation.outbox and not generation.ended:
@@ -319,7 +320,7 @@ class Session:
 
         """
         try:
-            if served.forgotten or served.preempted:
+            if served.forgotten or served.preempted or not served.prefilled:
                 return "no", None
             self._cache(served, computed, sequence)
             return self.keeper.remember_target(served, sequence, policy, record)

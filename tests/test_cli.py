@@ -287,7 +287,7 @@ def test_benches_of_requests_together_pass_their_options_on(
         assert last_record(output) == {"saving": 0.8}
     memory, repair, some, everything = calls
     assert (memory["requests"], memory["tokens"], memory["split"]) == (2, 4000, "val")
-    assert (repair["limit"], repair["repeats"], repair["answer_tokens"]) == (1, 3, 64)
+    assert (repair["limit"], repair["repeats"], repair["answer_tokens"]) == (1, 2, 64)
     assert (list(some["parts"]), some["limit"]) == (["decode", "semantic"], 8)
     assert list(everything["parts"]) == ["transformers", "decode", "decode-8k", "semantic"]
     assert everything["limit"] is None

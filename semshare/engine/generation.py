@@ -72,7 +72,7 @@ class Generation:
         if before is not None:
             served.forgotten |= before.forgotten
             served.began_mixed = before.began_mixed or (
-                self.has_answered and not before.plan.is_exact
+                self.has_answered and not before.provenance.exact
             )
         self.served = served
 
@@ -101,9 +101,9 @@ class Generation:
 
         A finished repair stays: the answers read its KV, and what is kept of the prompt is its.
         """
-        self.repair_given_up = True
         if self.repair is None or self.prompt.repaired:
             return False
+        self.repair_given_up = True
         self.repair.release()
         self.repair = None
         return True

@@ -99,3 +99,4 @@ def _failed(generation: Generation, error: Exception) -> None:
     """The answer is as good as it would have been without a repair."""
     log_failure("a repair failed", error)
     generation.give_up_repair()
+    generation.repair_given_up = True  # also where it could not begin

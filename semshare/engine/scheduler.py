@@ -226,6 +226,8 @@ class Scheduler:
     def _took_prefill(
         self, generation: Generation, rows: PromptRows, result: ForwardResult, seconds: float
     ) -> None:
+        if generation not in self._prefilling:
+            return  # preempted for slots that another result of this pass wanted
         served = generation.prompt
         generation.watch.add("prefill", seconds)
         served.took(rows, result)
@@ -271,21 +273,26 @@ class Scheduler:
 
     def _start(self, generation: Generation) -> None:
         """Begin the answers of a prefilled prompt, or go on with them."""
-        try:
-            if not generation.continuations:
-                generation.continuations = self._new_answers(generation)
-                for one in generation.continuations:
-                    one.take(generation.prompt.logits[-1])
-                generation.watch.first_token()
+        while generation in self._running:
+            try:
+                self._begin_answers(generation)
+            except PoolExhausted:
+                if len(self.active) == 1 and not generation.has_answered:
+                    raise
+                self._make_room_for(generation)
             else:
-                for one in generation.going_on:
-                    one.go_on_from(self._sequence_for(generation, one.max_tokens))
-        except PoolExhausted:
-            if len(self.active) == 1:
-                raise
-            self._preempt(generation)
-        else:
-            self._finish_if_ended(generation)
+                self._finish_if_ended(generation)
+                return
+
+    def _begin_answers(self, generation: Generation) -> None:
+        if generation.continuations:
+            for one in generation.going_on:
+                one.go_on_from(self._sequence_for(generation, one.max_tokens))
+            return
+        generation.continuations = self._new_answers(generation)
+        for one in generation.continuations:
+            one.take(generation.prompt.logits[-1])
+        generation.watch.first_token()
 
     def _new_answers(self, generation: Generation) -> list[Continuation]:
         """All answers of a prompt, or none and no slots."""

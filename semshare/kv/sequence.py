@@ -268,6 +268,7 @@ class KVSequence:
 
     def release(self) -> None:
         """Give all pages back; safe to call twice."""
+        self._spare = _NO_SLOTS
         while self._held:
             self.pool.release(self._held.pop())
 

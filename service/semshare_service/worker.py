@@ -300,6 +300,8 @@ class ModelWorker:
     def _complete_one(self, engine: Engine) -> None:
         """Compute one prompt that waits to become a donor."""
         more = False
+        with self._changed:
+            self._may_have_pending = False
         try:
             more = bool(engine.complete_pending(limit=1))
         except Exception as error:
@@ -309,5 +311,5 @@ class ModelWorker:
         finally:
             with self._changed:
                 self._completing = False
-                self._may_have_pending = more
+                self._may_have_pending |= more
                 self._changed.notify_all()

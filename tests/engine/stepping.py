@@ -78,7 +78,7 @@ class Stepped:
     def step(self) -> None:
         """One step, then all invariants."""
         with self.session.lock, torch.inference_mode():
-            self.session._step()
+            self.scheduler.step()
         self.check()
 
     def cancel(self, generation: Generation) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from invariants import assert_nothing_is_held
+from invariants import assert_all_that_is_kept_is_exact, assert_nothing_is_held
 from prompts import answerable, reworded, words
 from stepping import OFF, PREFIX, Stepped, long_ago, tokens_of
 from tiny import EOS_ID
@@ -514,4 +515,29 @@ def test_a_mixed_prefill_that_fails_among_others_waits_for_slots() -> None:
     assert mixed in stepped.scheduler._admission.waiting
     answers = stepped.finish(mixed, running)
     assert not answers[0].provenance.exact
+    assert_nothing_is_held(stepped.engine)
+
+
+def test_a_deadline_while_a_preempted_prompt_is_computed_again_keeps_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its slots are others' by then, and those that it has again are not filled yet."""
+    monkeypatch.setattr("semshare.kv.sequence.ROOM_TOKENS", PAGE)
+    stepped = Stepped(**pages(110), prefill_rows=16)
+    running = stepped.submit(words(20, 6), max_tokens=200, sampling=NO_END)
+    older = stepped.submit(words(300, 7), max_tokens=200, sampling=NO_END)
+    younger = stepped.submit(words(300, 8), max_tokens=200, sampling=NO_END)
+    while not stepped.scheduler.preemptions:
+        stepped.step()
+    stepped.cancel(older)
+    stepped.engine.library.clear("default")  # so that there is more than a chunk to compute
+    stepped.step()
+    assert younger in stepped.scheduler._prefilling
+    assert younger.has_answered
+    younger.request = replace(younger.request, deadline=0.0)
+    (answer,) = stepped.finish(younger)
+    assert answer.finish_reason == "deadline"
+    assert not stepped.session.counters["not_kept"]  # nor was it tried
+    stepped.finish(running)
+    assert_all_that_is_kept_is_exact(stepped.engine)
     assert_nothing_is_held(stepped.engine)
