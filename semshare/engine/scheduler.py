@@ -262,6 +262,9 @@ class Scheduler:
             served = leader.joined(follower.watch, room=room)
         except PoolExhausted:
             return  # it waits, and finds its prompt cached or computes it
+        except Exception as error:
+            self._fail(follower, error)
+            return
         follower.begin_with(served)
         self._admission.waiting.remove(follower)
         self._running.append(follower)

@@ -473,6 +473,20 @@ def test_an_error_in_a_followers_beginning_is_its_own(monkeypatch: pytest.Monkey
     assert_nothing_is_held(stepped.engine)
 
 
+def test_an_error_in_joining_is_the_followers(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped = Stepped()
+    leader, follower = (stepped.submit(words(40, 1)) for _ in range(2))
+
+    def fails(*_args: object, **_options: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr("semshare.engine.served.Served.joined", fails)
+    assert tokens_of(stepped.finish(leader)[0]) == alone(words(40, 1))
+    with pytest.raises(RuntimeError, match="injected"):
+        stepped.finish(follower)
+    assert_nothing_is_held(stepped.engine)
+
+
 def test_an_answer_that_cannot_begin_leaks_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     stepped = Stepped()
     started = stepped.submit(words(40, 1), n=3, policy=OFF)
