@@ -342,14 +342,8 @@ class SemShare:
         session = self._session
         with session.served(Request(ids, policy, namespace, len(target)), watch) as served:
             watch.first_token()
-            logits = served.logits
             with self._lock, torch.inference_mode():
-                if len(target) > 1:
-                    positions = served.sequence.append(len(target) - 1)
-                    rest = session.executor.forward(
-                        served.sequence, target[:-1], positions, all_logits=True
-                    )
-                    logits = torch.cat((logits, rest.logits))
+                logits = session.score(served.sequence, served.logits, target)
                 computed = np.concatenate((ids, target[:-1]))
                 session.keep(served, computed, served.sequence, policy)
         at = torch.from_numpy(target.astype(np.int64)).to(logits.device)

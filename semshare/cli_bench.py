@@ -27,7 +27,7 @@ def bench_ttft(
     with starting():
         from semshare.evaluation.bench import run_ttft  # noqa: PLC0415 - loads torch
         from semshare.evaluation.bounds import FidelityMissed  # noqa: PLC0415
-        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
+        from semshare.evaluation.texts import split_named  # noqa: PLC0415
     try:
         record = run_ttft(
             scenario,
@@ -75,7 +75,7 @@ def bench_retention(
     """What prompts cut to a share of their KV cost in fidelity, and donors in int8."""
     with starting():
         from semshare.evaluation.bench_retention import run_retention  # noqa: PLC0415
-        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
+        from semshare.evaluation.texts import split_named  # noqa: PLC0415
     record = run_retention(
         scenario=scenario, limit=limit, model=model, dtype=dtype, split=split_named(split)
     )
@@ -111,7 +111,7 @@ def bench_memory(
     """KV of several requests over one donor, against a cache of its own for each of them."""
     with starting():
         from semshare.evaluation.bench_memory import run_memory  # noqa: PLC0415
-        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
+        from semshare.evaluation.texts import split_named  # noqa: PLC0415
     record = run_memory(
         requests=requests,
         tokens=tokens,
@@ -137,7 +137,7 @@ def bench_repair(
     """What repair while decoding does to an answer, position by position, and what it costs."""
     with starting():
         from semshare.evaluation.bench_repair import run_repair  # noqa: PLC0415
-        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
+        from semshare.evaluation.texts import split_named  # noqa: PLC0415
     record = run_repair(
         tokens=tokens,
         limit=limit,
@@ -173,7 +173,7 @@ def bench_throughput(
     """Requests that share a prefix or a donor, answered together."""
     with starting():
         from semshare.evaluation.bench_throughput import PARTS, run_throughput  # noqa: PLC0415
-        from semshare.evaluation.datasets import split_named  # noqa: PLC0415
+        from semshare.evaluation.texts import split_named  # noqa: PLC0415
     record = run_throughput(
         parts=part or PARTS,
         requests=requests,

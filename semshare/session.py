@@ -12,7 +12,7 @@ in full.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -51,6 +51,9 @@ from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
 from semshare.planning.retention import Retention
 from semshare.types import Answer, DonorInfo, Ids, RememberState, ReusePlan, Scores, TextDelta
+
+# Makes the plan of a prompt, as `Session.plan` does: ids, policy, namespace and clock.
+Planning = Callable[[Ids, ReusePolicy, str, Stopwatch], Planned]
 
 
 class Session:
@@ -118,13 +121,21 @@ class Session:
             max_answers=self.config.max_answers,
         )
 
-    def begin(self, request: Request, watch: Stopwatch, *, in_full_if_short: bool = True) -> Served:
+    def begin(
+        self,
+        request: Request,
+        watch: Stopwatch,
+        *,
+        in_full_if_short: bool = True,
+        planning: Planning | None = None,
+    ) -> Served:
         """From ids to a plan, with the slots that it takes. Nothing is computed yet.
 
         Args:
             request: the prompt, and whose donors may be used how.
             watch: counts the stages.
             in_full_if_short: see `Served`.
+            planning: makes the plan in place of `plan`.
 
         Raises:
             PoolExhausted: no KV slots, and nothing left to evict.
@@ -132,7 +143,7 @@ class Session:
         """
         served = Served(
             self.executor,
-            self.plan(request.ids, request.policy, request.namespace, watch),
+            (planning or self.plan)(request.ids, request.policy, request.namespace, watch),
             request.namespace,
             watch,
             room=request.room,
@@ -334,14 +345,29 @@ class Session:
             self.keeper.cache_prefix(served, computed, sequence)
 
     @contextmanager
-    def served(self, request: Request, watch: Stopwatch) -> Iterator[Served]:
+    def served(
+        self,
+        request: Request,
+        watch: Stopwatch,
+        *,
+        planning: Planning | None = None,
+        leaves_nothing: bool = False,
+    ) -> Iterator[Served]:
         """A prompt prefilled outside of the steps, in chunks where others are being answered.
 
         Its KV is held until the block ends.
+
+        Args:
+            request: the prompt, and whose donors may be used how.
+            watch: counts the stages.
+            planning: makes the plan in place of `plan`.
+            leaves_nothing: no later prompt begins with its KV, even where it is exact.
+
         """
         with self.lock, torch.inference_mode():
             self.counters["requests"] += 1
-            served = self.begin(request, watch)
+            served = self.begin(request, watch, planning=planning)
+            served.forgotten = leaves_nothing
         try:
             while not served.prefilled:
                 with self.lock, torch.inference_mode(), watch.measure("prefill"):
@@ -364,25 +390,63 @@ class Session:
         record = AttentionRecord()
         room = self.model.max_context - served.sequence.length
         if self.config.history_tokens:
-            answer = Continuation(
-                served.sequence,
-                Sampler(SamplingParams()),
-                TextAssembler(self.encoder.decode, ()),
-                self.eos,
-                min(self.config.history_tokens, room) + 1,  # the last is not computed
-                emit=lambda _: None,
-                record=record,
-            )
-            answer.take(served.logits[-1])
-            while not answer.ended:
-                with self.lock, torch.inference_mode():
-                    try:
-                        rows = answer.next_rows(1)
-                    except PoolExhausted:
-                        break  # some history is better than none
-                    (result,) = self.executor.run([rows])
-                    answer.took(rows, result.logits)
+            # The last token is not computed.
+            self.greedy(served, min(self.config.history_tokens, room) + 1, record)
         return record.upto(len(served.ids))
+
+    def greedy(
+        self, served: Served, max_tokens: int, record: AttentionRecord | None = None
+    ) -> Continuation:
+        """A greedy answer to a prefilled prompt, decoded outside of the steps.
+
+        It is appended to the prompt's sequence. Where slots run out, it ends.
+
+        Args:
+            served: the prompt.
+            max_tokens: most tokens of the answer.
+            record: adds the attention that the answer's tokens pay.
+
+        """
+        answer = Continuation(
+            served.sequence,
+            Sampler(SamplingParams()),
+            TextAssembler(self.encoder.decode, ()),
+            self.eos,
+            max_tokens,
+            emit=lambda _: None,
+            record=record,
+        )
+        answer.take(served.logits[-1])
+        while not answer.ended:
+            with self.lock, torch.inference_mode():
+                try:
+                    rows = answer.next_rows(1)
+                except PoolExhausted:
+                    answer.end("length")  # some of it is better than none
+                    break
+                (result,) = self.executor.run([rows])
+                answer.took(rows, result.logits)
+        return answer
+
+    def score(self, sequence: KVSequence, first: torch.Tensor, tokens: Ids) -> torch.Tensor:
+        """Logits `[n, vocab]` float32 that each of `tokens` `[n]` could be picked from.
+
+        All tokens but the last are appended to the sequence. The caller holds `lock`.
+
+        Args:
+            sequence: a prefilled prompt.
+            first: `[1, vocab]` float32, of its last token.
+            tokens: what is given after it, at least one.
+
+        Raises:
+            PoolExhausted: no slots, and nothing left to evict.
+
+        """
+        if len(tokens) == 1:
+            return first
+        positions = sequence.append(len(tokens) - 1)
+        rest = self.executor.forward(sequence, tokens[:-1], positions, all_logits=True)
+        return torch.cat((first, rest.logits))
 
     def forget_all(self, namespace: str | None) -> None:
         """Drop all that is kept of a namespace's prompts, or of all; what is served now too."""

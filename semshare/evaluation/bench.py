@@ -13,13 +13,13 @@ import numpy as np
 from semshare import ReusePolicy, SemShare, TokenSource
 from semshare.errors import InvalidRequest
 from semshare.evaluation.bounds import FidelityMissed, Record
-from semshare.evaluation.datasets import Split
 from semshare.evaluation.environment import setting
 from semshare.evaluation.material import Example, Material
 from semshare.evaluation.measure import Bench, Fidelity, Measured
 from semshare.evaluation.metrics import performance_gap_recovered
 from semshare.evaluation.progress import load_engine, progress_bar, status_line
 from semshare.evaluation.scenarios import Scenario, scenario_named
+from semshare.evaluation.texts import Split
 
 TRANSFORMERS_EXAMPLES = 2  # plain forward passes: enough to see that full prefill is no straw man
 STAGES = ("tokenize_s", "lookup_s", "plan_s", "load_s", "prefill_s")

@@ -20,7 +20,6 @@ from semshare.engine.loading import choose_dtype, load_model
 from semshare.errors import InvalidRequest
 from semshare.evaluation import prompts
 from semshare.evaluation.bounds import Record
-from semshare.evaluation.datasets import ASPECTS, Split
 from semshare.evaluation.environment import machine, peak_resident_bytes, versions
 from semshare.evaluation.forced import without_end
 from semshare.evaluation.material import Material, Messages
@@ -28,6 +27,7 @@ from semshare.evaluation.measure import FULL, compare
 from semshare.evaluation.paper_scenarios import DONOR_ASPECT, instruction_first
 from semshare.evaluation.progress import status_line
 from semshare.evaluation.scenarios import scenario_named
+from semshare.evaluation.texts import ASPECTS, Split
 
 SideName = Literal["separate", "shared"]
 BOUNDS = scenario_named("shifted").bounds  # the same reuse, by several requests at once

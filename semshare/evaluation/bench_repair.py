@@ -15,13 +15,13 @@ from torch import Tensor
 from semshare import BenchmarkRefused, ReusePolicy, SemShare, fidelity
 from semshare.errors import InvalidRequest
 from semshare.evaluation.bounds import ROUNDING_KL, Record
-from semshare.evaluation.datasets import Split
 from semshare.evaluation.environment import setting
 from semshare.evaluation.forced import ForcedAnswer, decode_forced
 from semshare.evaluation.material import Example, Material
 from semshare.evaluation.measure import FULL
 from semshare.evaluation.progress import Step, load_engine, progress_bar
 from semshare.evaluation.scenarios import scenario_named
+from semshare.evaluation.texts import Split
 
 SCENARIO = scenario_named("paraphrase")
 MIXED = ReusePolicy(mode="semantic")

@@ -16,13 +16,13 @@ from semshare import ReusePolicy, Score, SemShare
 from semshare.errors import InvalidRequest
 from semshare.evaluation.bench_decode import WrongResult
 from semshare.evaluation.bounds import Record
-from semshare.evaluation.datasets import Split
 from semshare.evaluation.environment import setting
 from semshare.evaluation.material import Example, Material
 from semshare.evaluation.measure import FULL, Fidelity, compare
 from semshare.evaluation.metrics import mean_log_likelihood, performance_gap_recovered
 from semshare.evaluation.progress import load_engine, progress_bar, status_line
 from semshare.evaluation.scenarios import scenario_named
+from semshare.evaluation.texts import Split
 from semshare.planning.retention import DECAY
 
 SHARES = (1.0, 0.8, 0.6, 0.4)

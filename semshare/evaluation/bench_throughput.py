@@ -12,10 +12,10 @@ from semshare import SemShare
 from semshare.errors import InvalidRequest
 from semshare.evaluation import prompts
 from semshare.evaluation.bounds import Record
-from semshare.evaluation.datasets import Split
 from semshare.evaluation.environment import setting
 from semshare.evaluation.material import Material, Messages
 from semshare.evaluation.progress import Step, load_engine, progress_bar
+from semshare.evaluation.texts import Split
 from semshare.evaluation.throughput_batches import EXACT, measure_batches
 from semshare.evaluation.throughput_decode import (
     DecodeSpeed,

@@ -15,7 +15,6 @@ from rich.text import Text
 from semshare import Answer, ReusePolicy, SemShare
 from semshare.evaluation import prompts
 from semshare.evaluation.bounds import Record
-from semshare.evaluation.datasets import paraphrase_pairs
 from semshare.evaluation.environment import setting
 from semshare.evaluation.fact_texts import template_pairs
 from semshare.evaluation.lengths import most_that_fit
@@ -23,6 +22,7 @@ from semshare.evaluation.material import Material, Messages
 from semshare.evaluation.measure import FULL, Fidelity, compare
 from semshare.evaluation.paper_scenarios import instruction_first, question_last
 from semshare.evaluation.progress import Step, load_engine, progress_bar
+from semshare.evaluation.texts import paraphrase_pairs
 
 PROMPT_TOKENS = 1000
 ANSWER_TOKENS = 48

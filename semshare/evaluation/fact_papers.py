@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from semshare.evaluation.datasets import SPLITS, Paper, papers
 from semshare.evaluation.fact_texts import FactKind, FactPair, FactQuestion, load_values
+from semshare.evaluation.texts import SPLITS, Paper, papers
 
 WORDS = 200  # of a passage: 250 to 350 tokens
 QUESTIONS = 3  # of one passage

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from semshare.errors import InvalidRequest
-from semshare.evaluation.datasets import Paper, full_text
+from semshare.evaluation.texts import Paper, full_text
 
 Count = Callable[[str], int]  # tokens of a text
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from semshare.evaluation import prompts
-from semshare.evaluation.datasets import Paper, Split, papers
+from semshare.evaluation.fact_texts import FactQuestion
 from semshare.evaluation.lengths import by_natural_length
+from semshare.evaluation.texts import Paper, Split, papers
 from semshare.types import ChatMessage
 
 Messages = list[ChatMessage]
@@ -22,6 +23,10 @@ class Example:
     target: Messages
     gold: str | None = None  # the continuation to score; None: the model's own full greedy answer
     no_context: Messages | None = None  # the target without its document, for PGR
+    # The donors' document in the place of the target's, for the control that reads it.
+    donor_text: Messages | None = None
+    references: tuple[str, ...] = ()  # other answers that are as good as `gold`
+    fact: FactQuestion | None = None  # asked about a fact that the donor's text has another of
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import random
 
 from semshare.errors import InvalidRequest
 from semshare.evaluation import prompts
-from semshare.evaluation.datasets import Aspect, paraphrase_pairs
 from semshare.evaluation.material import Example, Material, Messages
+from semshare.evaluation.texts import Aspect, paraphrase_pairs
 
 ARTICLES = 5  # in `multi_donor`
 # Rewritten passages can't be cut, since the gold summary speaks of all of them: each is used at the

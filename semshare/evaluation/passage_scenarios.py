@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from semshare.errors import InvalidRequest
 from semshare.evaluation import prompts
-from semshare.evaluation.datasets import Passage, passages
 from semshare.evaluation.lengths import most_that_fit
 from semshare.evaluation.material import Example, Material, Messages
 from semshare.evaluation.paper_scenarios import (
@@ -13,6 +12,7 @@ from semshare.evaluation.paper_scenarios import (
     instruction_first,
     question_last,
 )
+from semshare.evaluation.texts import Passage, passages
 
 # Of the six pairs the one that shares the fewest ids, about two thirds: the modern translation is
 # in the cache, the old one is asked about.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from semshare.evaluation.datasets import Aspect
+from semshare.evaluation.texts import Aspect
 from semshare.types import ChatMessage
 
 SUMMARIZE: dict[Aspect, str] = {

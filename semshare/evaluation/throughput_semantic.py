@@ -10,7 +10,6 @@ from statistics import fmean
 from semshare import Answer, BenchmarkRefused, ReusePolicy, SemShare
 from semshare.errors import InvalidRequest
 from semshare.evaluation import prompts
-from semshare.evaluation.datasets import Split, paraphrase_pairs
 from semshare.evaluation.material import Example
 from semshare.evaluation.measure import FULL
 from semshare.evaluation.metrics import mean_log_likelihood, performance_gap_recovered
@@ -22,6 +21,7 @@ from semshare.evaluation.paper_scenarios import (
 )
 from semshare.evaluation.progress import Step
 from semshare.evaluation.scenarios import scenario_named
+from semshare.evaluation.texts import Split, paraphrase_pairs
 from semshare.evaluation.throughput_batches import answer_together
 
 SEMANTIC = ReusePolicy(mode="semantic")

@@ -23,10 +23,10 @@ from semshare.engine import loading
 from semshare.evaluation import bench, demo, facts, progress
 from semshare.evaluation.bench import run_ttft
 from semshare.evaluation.bounds import FidelityMissed
-from semshare.evaluation.datasets import paraphrase_pairs
 from semshare.evaluation.facts import fact_pairs, judge, run_facts
 from semshare.evaluation.measure import Bench, median_timings
 from semshare.evaluation.paper_scenarios import question_last
+from semshare.evaluation.texts import paraphrase_pairs
 
 # Everything but the question's last token from the donor: no fidelity on a random model.
 CARELESS = ReusePolicy(

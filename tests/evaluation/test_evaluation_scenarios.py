@@ -6,9 +6,9 @@ from tiny import tiny_tokenizer
 
 from semshare.errors import InvalidRequest
 from semshare.evaluation.bounds import Bounds
-from semshare.evaluation.datasets import Split
 from semshare.evaluation.material import Example, Material, Messages
 from semshare.evaluation.scenarios import SCENARIOS, scenario_named
+from semshare.evaluation.texts import Split
 
 TOKENS = 6000  # bytes: about 1,200 of a real model's tokens
 EXAMPLES = 4

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from semshare import EngineConfig, ReusePolicy, SemShare
 from semshare.engine.loading import load_model
-from semshare.evaluation.datasets import paraphrase_pairs
+from semshare.evaluation.texts import paraphrase_pairs
 from semshare.kv.sequence import KVSequence, lay_out
 from semshare.planning.plan import full_plan
 from semshare.types import Ids

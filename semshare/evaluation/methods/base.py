@@ -1,0 +1,140 @@
+"""What every method of the evaluation is given, and what it gives back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semshare import Provenance, ReusePolicy, SemShare, Timings
+from semshare.engine.generation import Request
+from semshare.engine.stopwatch import Stopwatch
+from semshare.errors import PromptTooLong
+from semshare.evaluation.material import Example
+from semshare.session import Planning
+from semshare.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a method is to do with an example whose donors have been remembered.
+
+    namespace:    where the donors are.
+    continuation: `[n_cont]` ids whose probabilities are asked for, at least one.
+    max_tokens:   most tokens of its own greedy answer.
+    """
+
+    namespace: str
+    continuation: list[int]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a method made of one example.
+
+    logits:       `[n_cont, vocab]` float32: each row is what the token of `continuation` could be
+                  picked from, all before it given.
+    token_ids:    its own greedy answer, without the end token.
+    text:         of that.
+    provenance:   where the prompt's KV came from.
+    timings:      `ttft_s` from the text to the first token, everything on the way counted;
+                  `decode_s` of the answer's other tokens.
+    kv_bytes:     KV of the prompt that a decode step reads, all layers.
+    own_kv_bytes: KV that the request holds by itself, not shared with a donor.
+    """
+
+    logits: Tensor
+    token_ids: list[int]
+    text: str
+    provenance: Provenance
+    timings: Timings
+    kv_bytes: int
+    own_kv_bytes: int
+
+
+class Method(Protocol):
+    """One way to serve a prompt, named as the evaluation's tables name it."""
+
+    name: str
+    about: str  # one line, with the paper it comes from
+
+    def run(self, engine: SemShare, example: Example, task: Task) -> Outcome:
+        """Serve the example's target. Donors stay as they are, so that the next finds the same."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyMethod:
+    """A method that is a reuse policy, and no more.
+
+    Args:
+        name, about: see `Method`.
+        policy: of each request.
+
+    """
+
+    name: str
+    about: str
+    policy: ReusePolicy
+
+    def run(self, engine: SemShare, example: Example, task: Task) -> Outcome:
+        """Serve the target under the policy."""
+        return serve(engine, example.target, self.policy, task)
+
+
+def serve(
+    engine: SemShare,
+    prompt: Prompt,
+    policy: ReusePolicy,
+    task: Task,
+    planning: Planning | None = None,
+) -> Outcome:
+    """One prefill of a prompt, a continuation scored after it and a greedy answer given.
+
+    Args:
+        engine: the model, its pool and its donors.
+        prompt: what is served.
+        policy: says what may be reused.
+        task: see `Task`.
+        planning: makes the plan in the session's place; `Session.plan` if None.
+
+    Raises:
+        PoolExhausted: no KV slots, and nothing left to evict.
+        PromptTooLong: the prompt leaves no room in the model's context.
+
+    """
+    session, watch = engine.session, Stopwatch()
+    ids = session.encoder.prompt_ids(prompt)
+    continuation = np.asarray(task.continuation, dtype=np.int32)
+    room = max(len(continuation), task.max_tokens)
+    if len(ids) + room > engine.max_context:
+        raise PromptTooLong(len(ids) + room, engine.max_context)
+    request = Request(ids, policy, task.namespace, max_tokens=room)
+    with session.served(request, watch, planning=planning, leaves_nothing=True) as served:
+        watch.first_token()
+        sequence, provenance = served.sequence, served.provenance
+        kept = round(provenance.retained * len(ids))
+        own = kept if sequence.retained is not None else len(sequence.own[0])
+        with session.lock, torch.inference_mode():
+            scored = sequence.fork(room=len(continuation))
+            try:
+                logits = session.score(scored, served.logits, continuation)
+            finally:
+                scored.release()
+        started = time.perf_counter()
+        answer = session.greedy(served, task.max_tokens)
+        decode_s = time.perf_counter() - started
+        return Outcome(
+            logits=logits,
+            token_ids=answer.tokens,
+            text=answer.text.text,
+            provenance=provenance,
+            timings=replace(watch.timings(), decode_s=decode_s),
+            kv_bytes=kept * session.pool.bytes_per_slot,
+            own_kv_bytes=own * session.pool.bytes_per_slot,
+        )

@@ -1,0 +1,1 @@
+"""Reports made from the rows of a run."""
