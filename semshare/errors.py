@@ -6,7 +6,7 @@ SemShareError
 │   └── PromptTooLong       prompt (+ answer) does not fit the model's context
 ├── NotFound                a donor id that is not in this namespace
 ├── UnsupportedModel        a model family or RoPE variant the adapter can't run exactly
-├── ModelNotAvailable       weights, tokenizer or an optional package are missing
+├── ModelNotAvailable       weights, tokenizer, a dataset or an optional package is missing
 ├── PoolExhausted           the KV byte budget is full of what is in use or pinned
 ├── DeadlineExceeded        a request's time was over before its first token
 ├── StepFailed              a step that computed several requests broke off
@@ -54,7 +54,7 @@ class UnsupportedModel(SemShareError):
 
 
 class ModelNotAvailable(SemShareError):
-    """Model files or an optional package are missing."""
+    """Model files, a dataset or an optional package are missing."""
 
 
 class PoolExhausted(SemShareError):

@@ -37,6 +37,7 @@ def prefix(material: Material, limit: int) -> list[Example]:
             f"{paper.id}/{aspect}",
             (question_last(text, DONOR_ASPECT),),
             question_last(text, aspect),
+            no_context=question_last("", aspect),
         )
         for index, (paper, text) in enumerate(material.papers(room, limit))
         for aspect in (TARGET_ASPECTS[index % 2],)
@@ -52,7 +53,7 @@ def shifted(material: Material, limit: int) -> list[Example]:
             (instruction_first(text, DONOR_ASPECT),),
             question_last(text, aspect),
             paper.gold[aspect],
-            question_last("", aspect),
+            no_context=question_last("", aspect),
         )
         for index, (paper, text) in enumerate(material.papers(room, limit))
         for aspect in (TARGET_ASPECTS[index % 2],)
@@ -74,8 +75,16 @@ def multi_donor(material: Material, limit: int) -> list[Example]:
         question = prompts.question_about(asked.title)
         target = prompts.several_articles([text for _, text in shuffled], question)
         names = "+".join(paper.id for paper, _ in shuffled)
-        no_context = prompts.user(question)
-        examples.append(Example(names, donors, target, asked.gold["outcome"], no_context))
+        examples.append(
+            Example(
+                names,
+                donors,
+                target,
+                asked.gold["outcome"],
+                no_context=prompts.user(question),
+                donor_text=prompts.several_articles([text for _, text in group], question),
+            )
+        )
     return examples
 
 
@@ -97,7 +106,8 @@ def paraphrase(material: Material, limit: int) -> list[Example]:
             (instruction_first(pair.source, DONOR_ASPECT),),
             question_last(pair.rewrite, aspect),
             pair.gold[aspect],
-            question_last("", aspect),
+            no_context=question_last("", aspect),
+            donor_text=question_last(pair.source, aspect),
         )
         for aspect in TARGET_ASPECTS
         for _, pair in near

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from semshare.errors import InvalidRequest
 from semshare.evaluation import prompts
 from semshare.evaluation.lengths import most_that_fit
@@ -29,13 +31,17 @@ def about_passage(text: str) -> Messages:
 def long(material: Material, limit: int) -> list[Example]:
     """The same verses in two translations, modern in the donor and old in the target."""
     return [
-        Example(
-            passage.id,
-            (prompts.user(prompts.SUMMARIZE_PASSAGE, donor),),
-            about_passage(target),
-        )
+        _translated(passage, donor, target)
         for passage, target, donor in _cut_passages(material, limit)
     ]
+
+
+def modern(material: Material, limit: int) -> list[Example]:
+    """`long` the other way round: old in the donor and modern in the target.
+
+    The target has the length that the translation makes, a few hundredths off the asked one.
+    """
+    return [_translated(passage, old, new) for passage, old, new in _cut_passages(material, limit)]
 
 
 def unrelated(material: Material, limit: int) -> list[Example]:
@@ -51,18 +57,33 @@ def unrelated(material: Material, limit: int) -> list[Example]:
     old = _cut_passages(material, limit // 2)
     examples = []
     for index in range(limit):
-        remembered = tuple(
-            instruction_first(text, DONOR_ASPECT)
-            for text in donors[index * UNRELATED_DONORS : (index + 1) * UNRELATED_DONORS]
-        )
+        foreign = donors[index * UNRELATED_DONORS : (index + 1) * UNRELATED_DONORS]
         if index % 2:
             passage, text, _ = old[index // 2]
-            examples.append(Example(passage.id, remembered, about_passage(text)))
+            name, ask = passage.id, about_passage
         else:
             paper, text = articles[index // 2]
-            aspect = TARGET_ASPECTS[index // 2 % 2]
-            examples.append(Example(paper.id, remembered, question_last(text, aspect)))
+            name, ask = paper.id, partial(question_last, aspect=TARGET_ASPECTS[index // 2 % 2])
+        examples.append(
+            Example(
+                name,
+                tuple(instruction_first(donor, DONOR_ASPECT) for donor in foreign),
+                ask(text),
+                no_context=ask(""),
+                donor_text=ask("\n\n".join(foreign)),
+            )
+        )
     return examples
+
+
+def _translated(passage: Passage, donor: str, target: str) -> Example:
+    return Example(
+        passage.id,
+        (prompts.user(prompts.SUMMARIZE_PASSAGE, donor),),
+        about_passage(target),
+        no_context=about_passage(""),
+        donor_text=about_passage(donor),
+    )
 
 
 def _cut_passages(material: Material, wanted: int) -> list[tuple[Passage, str, str]]:

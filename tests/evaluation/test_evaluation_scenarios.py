@@ -71,15 +71,27 @@ def test_val_has_other_texts_than_test(name: str) -> None:
 
 
 @EVERY
-def test_gold_comes_with_a_prompt_without_context(name: str) -> None:
-    has_gold = name in ("shifted", "multi_donor", "paraphrase")
+def test_every_target_has_a_prompt_without_context(name: str) -> None:
     for example in build(name):
-        assert (example.gold is not None) == has_gold
-        assert (example.no_context is not None) == has_gold
-        if example.no_context is not None:
-            question = body(example.no_context).splitlines()[-1]
-            assert body(example.target).endswith(question)
-            assert count(example.no_context) < 400
+        assert (example.gold is not None) == (name in ("shifted", "multi_donor", "paraphrase"))
+        assert example.no_context is not None
+        question = body(example.no_context).splitlines()[-1]
+        assert body(example.target).endswith(question)
+        assert count(example.no_context) < 400
+
+
+@EVERY
+def test_the_control_reads_the_donors_text_under_the_targets_question(name: str) -> None:
+    for example in build(name):
+        if name in ("prefix", "shifted"):  # the donor's text is the target's
+            assert example.donor_text is None
+            continue
+        assert example.donor_text is not None
+        read = body(example.donor_text)
+        assert read != body(example.target)
+        assert read.splitlines()[-1] == body(example.target).splitlines()[-1]
+        for donor in example.donors:
+            assert body(donor).split("\n\n", 1)[1] in read
 
 
 def test_prefix_differs_in_the_last_line_only() -> None:

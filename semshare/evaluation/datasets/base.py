@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
+from semshare.errors import InvalidRequest
 from semshare.evaluation.material import Example, Material
+
+_Builder = TypeVar("_Builder")
 
 TaskMetric = Literal["rouge_l", "token_f1", "accuracy", "edit_similarity", "fact"]
 
@@ -46,3 +49,21 @@ class Dataset:
     max_tokens: int
     presence: Callable[[Path | None], Presence]
     build: Callable[[str, Material, int, Path | None], list[Example]]
+
+
+def scenario_of(
+    dataset: str, builders: Mapping[str, _Builder], scenario: str, limit: int
+) -> _Builder:
+    """What builds a dataset's scenario.
+
+    Raises:
+        InvalidRequest: no such scenario, with the known ones named, or `limit` is less than 1.
+
+    """
+    if scenario not in builders:
+        raise InvalidRequest(
+            f"{dataset} has no scenario {scenario!r}: choose one of {', '.join(builders)}"
+        )
+    if limit < 1:
+        raise InvalidRequest(f"limit is {limit}: it must be at least 1")
+    return builders[scenario]
