@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
+from rapidfuzz.distance import Indel
 from torch import Tensor
 
 from semshare.errors import InvalidRequest, ModelNotAvailable
+
+_ROUGES = ("rouge1", "rouge2", "rougeL")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def mean_log_likelihood(logits: Tensor, token_ids: Sequence[int]) -> float:
@@ -31,18 +41,69 @@ def performance_gap_recovered(method: float, full: float, no_context: float) -> 
     return None if abs(gap) < 1e-9 else (method - no_context) / gap
 
 
-def rouge_l(reference: str, answer: str) -> float:
-    """ROUGE-L F1, 0 to 1, with Porter stemming (Lin, 2004; the `rouge-score` package).
+@dataclass(frozen=True, slots=True)
+class Rouge:
+    """F1 of common unigrams, bigrams and the longest common subsequence, each from 0 to 1."""
+
+    rouge1: float
+    rouge2: float
+    rouge_l: float
+
+
+def rouge_scores(reference: str, answer: str) -> Rouge:
+    """ROUGE-1, -2 and -L with Porter stemming (Lin, 2004; the `rouge-score` package).
 
     Raises:
         ModelNotAvailable: `rouge-score` is not installed.
 
     """
+    scores = _rouge_scorer().score(reference, answer)
+    return Rouge(*(float(scores[name].fmeasure) for name in _ROUGES))
+
+
+def rouge_l(reference: str, answer: str) -> float:
+    """`rouge_scores(reference, answer).rouge_l`."""
+    return rouge_scores(reference, answer).rouge_l
+
+
+def token_f1(reference: str, answer: str) -> float:
+    """F1 of the words that both have, 0 to 1, normalised as in SQuAD (Rajpurkar et al., 2016).
+
+    That is lower case without punctuation and articles; LongBench's `qa_f1_score`.
+    """
+    expected, said = _squad_words(reference), _squad_words(answer)
+    common = (Counter(expected) & Counter(said)).total()
+    return 2 * common / (len(expected) + len(said)) if common else 0.0
+
+
+def edit_similarity(reference: str, answer: str) -> float:
+    """Likeness of the answer's first line of code to the right one, 0 to 1.
+
+    1 − d / (len + len) characters, where d counts insertions and deletions; LongBench's
+    `code_sim_score`, which passes over fences and comments.
+    """
+    lines = answer.lstrip("\n").split("\n")
+    code = (line for line in lines if not any(mark in line for mark in ("`", "#", "//")))
+    return Indel.normalized_similarity(reference, next(code, ""))
+
+
+def choice_accuracy(reference: str, answer: str) -> float:
+    """1.0 if the first of the letters A to D that stands by itself is the right one, else 0.0."""
+    letter = re.search(r"\b[A-D]\b", answer)
+    return float(letter is not None and letter[0] == reference)
+
+
+def _squad_words(text: str) -> list[str]:
+    bare = text.lower().translate(_NO_PUNCTUATION)
+    return [word for word in bare.split() if word not in ("a", "an", "the")]
+
+
+@cache
+def _rouge_scorer() -> Any:
     try:
         from rouge_score import rouge_scorer  # noqa: PLC0415 - imports NLTK, which takes a second
     except ModuleNotFoundError as error:
         raise ModelNotAvailable(
             'the package rouge-score is missing: pip install "semshare[eval]"'
         ) from error
-    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
-    return float(scorer.score(reference, answer)["rougeL"].fmeasure)
+    return rouge_scorer.RougeScorer(list(_ROUGES), use_stemmer=True)

@@ -1,10 +1,11 @@
 import math
+import sys
 
 import pytest
 import torch
 
 from semshare import fidelity
-from semshare.errors import InvalidRequest
+from semshare.errors import InvalidRequest, ModelNotAvailable
 from semshare.evaluation import metrics
 
 
@@ -80,3 +81,55 @@ def test_rouge_l() -> None:
     assert metrics.rouge_l("police killed the gunman", "the gunman kill police") == 0.5
     assert metrics.rouge_l("police killed the gunman", "police kill the gunman") == 1.0
     assert metrics.rouge_l("police killed the gunman", "") == 0.0
+
+
+def test_rouge_counts_words_pairs_of_words_and_the_longest_subsequence() -> None:
+    # Unigrams: all four of each after stemming but "kill" ≠ "killed" stems alike: 4 of 4.
+    # Bigrams: "the gunman" of three. Longest subsequence: two of four.
+    scores = metrics.rouge_scores("police killed the gunman", "the gunman kill police")
+    assert scores.rouge1 == 1.0
+    assert scores.rouge2 == pytest.approx(1 / 3)
+    assert scores.rouge_l == 0.5
+
+
+def test_rouge_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    metrics._rouge_scorer.cache_clear()
+    with pytest.raises(ModelNotAvailable, match=r"rouge-score is missing: pip install"):
+        metrics.rouge_scores("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "f1"),
+    [
+        ("The Eiffel Tower", "eiffel tower!", 1.0),  # articles, case and punctuation are no words
+        ("the red house", "a big red red house", 2 * 2 / (2 + 4)),  # precision 2/4, recall 2/2
+        ("yes", "no", 0.0),
+        ("yes", "", 0.0),
+        ("the", "the", 0.0),  # nothing is left to compare, as in SQuAD's own script
+    ],
+)
+def test_token_f1(reference: str, answer: str, f1: float) -> None:
+    assert metrics.token_f1(reference, answer) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "similarity"),
+    [
+        ("return x", 1.0),
+        ("\n```python\n# done\nreturn x\nreturn y", 1.0),
+        ("return y", 1 - 2 / 16),  # one deletion and one insertion of 8 + 8 characters
+        ("// only a comment", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_edit_similarity_is_of_the_first_line_of_code(answer: str, similarity: float) -> None:
+    assert metrics.edit_similarity("return x", answer) == pytest.approx(similarity)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("B", 1.0), ("The answer is (B).", 1.0), ("C, not B", 0.0), ("Both", 0.0), ("", 0.0)],
+)
+def test_choice_accuracy(answer: str, right: float) -> None:
+    assert metrics.choice_accuracy("B", answer) == right

@@ -1,0 +1,62 @@
+"""The names and numbers of a text: what an answer must not make up, or take from another text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+# Not inside a word, as in GPT2, 2nd or v1.2. Thousands and decimals belong to it.
+NUMBER = re.compile(r"(?<!\w)(?<!\w[.,])\d+(?:[.,]\d+)*(?!\w|[.,]\d)")
+_WORD = re.compile(r"[^\W\d_]\w*")
+# What stands between a word and the one that begins the next sentence, line or list item.
+_SENTENCE_BREAK = re.compile(r"[.!?:;\n]")
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """Whose names and numbers an answer has. None: it has none.
+
+    numbers, entities: share of its distinct numbers, of its distinct names, that the prompt has.
+    leak:              whether one of either is in a donor and not in the prompt.
+    """
+
+    numbers: float | None
+    entities: float | None
+    leak: bool
+
+
+def faithfulness(answer: str, prompt: str, donors: Sequence[str]) -> Faithfulness:
+    """Compare an answer's names and numbers with the prompt's and the donors' texts."""
+    known = set(numbers(prompt)) | set(_words(prompt))
+    foreign = {item for donor in donors for item in (*numbers(donor), *_words(donor))} - known
+    said_numbers, said_names = set(numbers(answer)), set(names(answer))
+    return Faithfulness(
+        numbers=_share(said_numbers, known),
+        entities=_share(said_names, known),
+        leak=bool((said_numbers | said_names) & foreign),
+    )
+
+
+def numbers(text: str) -> list[str]:
+    """Its numbers in digits, in order, without the commas of thousands: 1,024 is 1024."""
+    return [re.sub(r",(?=\d{3}(?!\d))", "", match[0]) for match in NUMBER.finditer(text)]
+
+
+def names(text: str) -> list[str]:
+    """Its capitalised words, in order, but for those that begin a sentence, and but for "I"."""
+    found, end = [], 0
+    for match in _WORD.finditer(text):
+        between, end = text[end : match.start()], match.end()
+        begins = match.start() == len(between) or _SENTENCE_BREAK.search(between)
+        if match[0][0].isupper() and not begins and match[0] != "I":
+            found.append(match[0])
+    return found
+
+
+def _words(text: str) -> Iterator[str]:
+    return (match[0] for match in _WORD.finditer(text))
+
+
+def _share(said: set[str], known: set[str]) -> float | None:
+    return len(said & known) / len(said) if said else None
