@@ -51,7 +51,7 @@ TILE_ARRAYS = (
 )
 VECTOR = 16  # head sizes that the loops of attention take are multiples of it,
 MAX_HEAD = 256  # and so large at most
-MAX_ROWS = 64  # rows × heads of a group in a tile, at most
+MAX_ROWS = 96  # rows × heads of a group in a tile, at most
 _logger = logging.getLogger(__name__)
 
 

@@ -15,13 +15,13 @@
 #include "numbers.h"
 
 #ifdef __AVX512F__
-#define KEYS_AT_ONCE 12  // keys × 2 vectors of rows in registers
+#define SUMS 24  // keys × vectors of rows in registers, in a product of keys with rows
 #else
-#define KEYS_AT_ONCE 4
+#define SUMS 12
 #endif
 #define ROWS_AT_ONCE 8  // rows × 2 vectors of dimensions in registers
-#define BLOCK 48        // keys of a product; a multiple of KEYS_AT_ONCE
-#define WIDTH 64        // most rows of a product
+#define BLOCK 48        // keys of a product; a multiple of SUMS
+#define WIDTH 96        // most rows of a product
 #define DEPTH 272       // most dimensions; no power of two, so that rows don't share cache sets
 #define PAUSE 8         // dimensions of a product between asking for rows ahead
 #define AHEAD_BYTES 32768  // asked for ahead of a stream of keys; half and twice as many were slower
@@ -116,23 +116,33 @@ INLINE floats load(const char *row, int64_t i, enum type type) {
 #endif
 }
 
-// 2^x for x ≤ 0, with a relative error of 2e-7 (Taylor's polynomial on [−1/2, 1/2]); 0 below 2^−126,
-// NaN of NaN: a key that is not finite must not pass for one that is not seen.
-INLINE floats exp2_of(floats given) {
-    const float to_integer = 12582912.0f;  // 1.5 × 2²³: adding it rounds to an integer
-    const ints zero = given < all(-126.0f);
-    const floats x = larger(given, all(-126.0f));
-    floats shifted = x + to_integer;
-    floats f = x - (shifted - to_integer);
-    ints exponent = ((ints)shifted - (ints)all(to_integer) + 127) << 23;
-    floats p = all(1.5403530e-4f);
-    p = p * f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
-    return choose(given == given, (floats)(~zero & (ints)(p * (floats)exponent)), given);
+// 2^x for x ≤ 0, with a relative error of 2e-7; 0 below 2^−126, NaN of NaN: a key that is not finite
+// must not pass for one that is not seen. 2^⌊x⌋ times a polynomial of what is left, fitted to 2^x on
+// [0, 1) with the least relative error among those that are 1 at 0.
+INLINE floats exp2_of(floats x) {
+#ifdef __AVX512DQ__
+    const floats left = (floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    const ints zero = x < all(-126.0f);
+    const floats given = x;
+    x = choose(zero, all(-126.0f), x);
+    const ints cut = __builtin_convertvector(x, ints);  // toward zero
+    const ints whole = cut + ((x < __builtin_convertvector(cut, floats)));
+    const floats left = x - __builtin_convertvector(whole, floats);
+#endif
+    floats p = all(1.86711827e-3f);
+    p = p * left + 9.01705524e-3f;
+    p = p * left + 5.57998955e-2f;
+    p = p * left + 2.40164455e-1f;
+    p = p * left + 6.93151311e-1f;
+    p = p * left + 1.0f;
+#ifdef __AVX512DQ__
+    const __mmask16 some = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    return (floats)_mm512_maskz_scalef_ps(some, (__m512)p, (__m512)x);
+#else
+    const floats power = (floats)(~zero & (ints)(p * (floats)((whole + 127) << 23)));
+    return choose(given == given, power, given);
+#endif
 }
 
 static inline float scalar_exp2(float x) { return x < -126.0f ? 0.0f : exp2f(x); }
@@ -261,19 +271,20 @@ INLINE void ask_for_some(Ahead *ahead, int64_t rows) {
 #define DEFINE_SCORES(VECTORS)                                                                   \
     static void scores_##VECTORS(const float *keys, const float *query, float *scores,           \
                                  int64_t d, Ahead *ahead) {                                      \
-        const int64_t pauses = BLOCK / KEYS_AT_ONCE * d / PAUSE, rows = 2 * BLOCK / pauses + 1;  \
-        for (int64_t first = 0; first < BLOCK; first += KEYS_AT_ONCE) {                          \
+        enum { AT_ONCE = SUMS / VECTORS };                                                       \
+        const int64_t pauses = BLOCK / AT_ONCE * d / PAUSE, rows = 2 * BLOCK / pauses + 1;       \
+        for (int64_t first = 0; first < BLOCK; first += AT_ONCE) {                               \
             const float *block = keys + first * DEPTH;                                           \
-            floats sum[KEYS_AT_ONCE][VECTORS] = {{{0}}};                                         \
+            floats sum[AT_ONCE][VECTORS] = {{{0}}};                                              \
             for (int64_t part = 0; part < d; part += PAUSE) {                                    \
                 ask_for_some(ahead, rows);                                                       \
                 for (int64_t e = part; e < part + PAUSE; e++)                                    \
-                    for (int i = 0; i < KEYS_AT_ONCE; i++)                                       \
+                    for (int i = 0; i < AT_ONCE; i++)                                            \
                         for (int v = 0; v < VECTORS; v++)                                        \
                             sum[i][v] += block[i * DEPTH + e] *                                  \
                                          *(const floats *)(query + e * WIDTH + v * LANES);       \
             }                                                                                    \
-            for (int i = 0; i < KEYS_AT_ONCE; i++)                                               \
+            for (int i = 0; i < AT_ONCE; i++)                                                    \
                 for (int v = 0; v < VECTORS; v++)                                                \
                     *(floats *)(scores + (first + i) * WIDTH + v * LANES) = sum[i][v];           \
         }                                                                                        \
@@ -281,6 +292,7 @@ INLINE void ask_for_some(Ahead *ahead, int64_t rows) {
 
 DEFINE_SCORES(1)
 DEFINE_SCORES(2)
+DEFINE_SCORES(3)
 
 // sums[m, :] += Σ_i weights[i, m] values[i, :] for VECTORS vectors of dimensions.
 #define DEFINE_WEIGHTED(VECTORS)                                                                 \
@@ -305,6 +317,9 @@ DEFINE_SCORES(2)
 DEFINE_WEIGHTED(1)
 DEFINE_WEIGHTED(2)
 DEFINE_WEIGHTED(3)
+
+// Of `left` vectors, how many to take next: never one alone where two and two do.
+INLINE int64_t at_once(int64_t left) { return left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3; }
 
 // −inf where a row must not see a key.
 INLINE void hide(const Work *work, const Task *task, int64_t first, int64_t n, float *scores) {
@@ -358,15 +373,19 @@ INLINE void many_rows(const Work *work, Task *task, int64_t start, int64_t stop,
             unpack(work, work->keys, task->first_head + h, first, n, block, type);
             if (work->cos != NULL) turn(work, first, n, block);
             look_ahead(work, &ahead, task->first_head + h, first + BLOCK, stop, type);
-            int64_t m = 0;
-            for (; m + 2 * LANES <= padded; m += 2 * LANES)
-                scores_2(block, query + m, weights + m, d, &ahead);
-            if (m < padded) scores_1(block, query + m, weights + m, d, &ahead);
+            for (int64_t m = 0, left = padded / LANES; left > 0;) {
+                const int64_t vectors = at_once(left);
+                (vectors == 1   ? scores_1
+                 : vectors == 2 ? scores_2
+                                : scores_3)(block, query + m, weights + m, d, &ahead);
+                left -= vectors;
+                m += vectors * LANES;
+            }
             if (first + n > seen) hide(work, task, first, n, weights);
             online_softmax(weights, n, task, h, d);
             unpack(work, work->values, task->first_head + h, first, n, block, type);
             for (int64_t j = 0, left = d / LANES; left > 0;) {
-                const int64_t vectors = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+                const int64_t vectors = at_once(left);
                 (vectors == 1   ? weighted_1
                  : vectors == 2 ? weighted_2
                                 : weighted_3)(weights, block + j, sums + j, n, d, padded);
@@ -408,8 +427,8 @@ static void write_results(const Work *work, const Task *task, int64_t first_row)
             const int64_t at = (first_row + r / group) * work->heads + head;
             const int64_t from = h * task->padded + r;
             const float total = task->total[from];
-            for (int64_t j = 0; j < d; j++)
-                work->out[at * d + j] = total == 0 ? 0.0f : task->sums[from * d + j] / total;
+            const float share = total == 0 ? 0.0f : 1.0f / total;
+            for (int64_t j = 0; j < d; j++) work->out[at * d + j] = task->sums[from * d + j] * share;
             work->lse[at] = total == 0 ? -INFINITY
                                        : (task->top[from] + log2f(total)) * 0.6931471805599453f;
         }

@@ -27,7 +27,7 @@ TORCH_KEYS = 1024
 # Queries and sums that a task keeps, bytes: well inside a second-level cache.
 STATE_BYTES = 1 << 16
 # Tasks a thread, so that all are done at about the same time.
-TASKS_A_THREAD = 4
+TASKS_A_THREAD = 8
 # Fewer keys are not worth a partial result of their own.
 MIN_PART_KEYS = 256
 
