@@ -21,10 +21,10 @@ def kl(full_logits: Tensor, other_logits: Tensor) -> float:
         InvalidRequest: the shapes differ, or there is no token.
 
     """
-    return float(_kl_per_token(full_logits, other_logits).mean())
+    return float(kl_per_token(full_logits, other_logits).mean())
 
 
-def _kl_per_token(full_logits: Tensor, other_logits: Tensor) -> Tensor:
+def kl_per_token(full_logits: Tensor, other_logits: Tensor) -> Tensor:
     """KL(full ‖ other) of each token, `[n]` float64, in nats; never negative."""
     _require_same_shape(full_logits, other_logits)
     parts = []

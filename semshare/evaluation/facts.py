@@ -13,13 +13,13 @@ which would let a fact win by being long.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from semshare import InvalidRequest, ReusePolicy, Score, SemShare
+from semshare import InvalidRequest, ReusePolicy, SemShare
 from semshare.evaluation import prompts
 from semshare.evaluation.bounds import Record
 from semshare.evaluation.environment import setting
@@ -46,12 +46,18 @@ _NAMESPACE = "facts"
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One question under one method."""
+class Preference:
+    """Which of two facts an answer would state."""
 
     right: bool  # the target's token is preferred wherever the two facts differ
     says_donor: bool  # the donor's token is the likeliest of all, where they first differ
     margin: float  # log p(target's token) − log p(donor's) where they first differ, nats
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Preference):
+    """One question under one method."""
+
     compute_fraction: float
     hit_rate: float
 
@@ -162,14 +168,27 @@ def _choose(
         # same text would find it: that would measure prefix reuse.
         engine.forget_all(_NAMESPACE)
         engine.remember(donor_prompt(pair), namespace=_NAMESPACE)
-    donor_ids = engine.tokenizer(f"{question.stem} {question.donor}", add_special_tokens=False)[
-        "input_ids"
-    ]
-    return judge(score, donor_ids)
+    preference = judge(score.token_ids, score.logits, donor_answer_ids(engine, question))
+    return Choice(
+        **asdict(preference),
+        compute_fraction=score.provenance.compute_fraction,
+        hit_rate=score.provenance.reused / len(score.provenance.source),
+    )
 
 
-def judge(score: Score, donor_ids: Sequence[int]) -> Choice:
-    """Compare a scored answer with the target's fact to the ids of the same with the donor's.
+def donor_answer_ids(engine: SemShare, question: FactQuestion) -> list[int]:
+    """Ids of the answer with the donor's fact."""
+    answer = f"{question.stem} {question.donor}"
+    return list(engine.tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
+def judge(target_ids: Sequence[int], logits: Tensor, donor_ids: Sequence[int]) -> Preference:
+    """Compare an answer with the target's fact to the same answer with the donor's.
+
+    Args:
+        target_ids: `[n]` of the answer that was scored.
+        logits: `[n, vocab]` that each of them could be picked from.
+        donor_ids: of the other answer.
 
     Raises:
         InvalidRequest: the two answers do not differ within the shorter one's length.
@@ -177,20 +196,18 @@ def judge(score: Score, donor_ids: Sequence[int]) -> Choice:
     """
     differing = [
         index
-        for index, (target, donor) in enumerate(zip(score.token_ids, donor_ids, strict=False))
+        for index, (target, donor) in enumerate(zip(target_ids, donor_ids, strict=False))
         if target != donor
     ]
     if not differing:
         raise InvalidRequest("the two facts have the same tokens: there is nothing to choose")
-    rows = score.logits[differing]  # [differing, vocab]
-    target = _at(rows, [score.token_ids[index] for index in differing])
+    rows = logits[differing]  # [differing, vocab]
+    target = _at(rows, [target_ids[index] for index in differing])
     donor = _at(rows, [donor_ids[index] for index in differing])
-    return Choice(
+    return Preference(
         right=bool((target > donor).all()),
         says_donor=int(rows[0].argmax()) == donor_ids[differing[0]],
         margin=float(target[0] - donor[0]),
-        compute_fraction=score.provenance.compute_fraction,
-        hit_rate=score.provenance.reused / len(score.provenance.source),
     )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from semshare.errors import InvalidRequest
+
+RowKey: TypeAlias = tuple[str, str, str, str, int]  # dataset, scenario, example, method, seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Row:
     sources: list[tuple[str, int]] | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str, int]:
+    def key(self) -> RowKey:
         """What it is a measurement of; there is one row a key."""
         return self.dataset, self.scenario, self.example, self.method, self.seed
 
@@ -99,3 +104,51 @@ class Row:
                 f"a row with other fields than this version's ({wrong}): choose another --out"
             )
         return cls(**values)
+
+
+class RowFile:
+    """The rows of a run, written as they come, so that a run that was stopped can go on.
+
+    A line that was cut off by a crash is dropped with what follows it.
+
+    Args:
+        path: of `rows.jsonl`; made on the first row.
+
+    Raises:
+        InvalidRequest: a whole line is not a row of this version.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: list[Row] = []
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        whole = 0  # bytes
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                values = json.loads(line)
+            except ValueError:
+                raise InvalidRequest(
+                    f"line {len(self.rows) + 1} of {self._path} is not JSON: remove the file, or "
+                    "choose another --out"
+                ) from None
+            self.rows.append(Row.from_json(values))
+            whole += len(line)
+        os.truncate(self._path, whole)
+
+    @property
+    def keys(self) -> set[RowKey]:
+        """What has been measured."""
+        return {row.key for row in self.rows}
+
+    def append(self, row: Row) -> None:
+        """Keep a row, on disk before this returns."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row.to_json()) + "\n")
+        self.rows.append(row)

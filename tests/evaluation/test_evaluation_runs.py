@@ -154,36 +154,27 @@ def test_facts_record_has_accuracies_and_leaks_of_the_three_methods() -> None:
         fact_pairs(limit=0)
 
 
-def scored(token_ids: list[int], logits: list[list[float]]) -> Score:
-    source = np.array([0, 0, 2, 3], dtype=np.uint8)
-    minus = np.full(4, -1, dtype=np.int32)
-    provenance = Provenance(source, ("d",), minus, minus, 0.5, exact=False, mode="semantic")
-    rows = torch.tensor(logits)
-    return Score(token_ids, torch.zeros(len(token_ids)), rows, provenance, Timings())
-
-
 def test_a_fact_is_right_only_if_every_differing_token_is() -> None:
     # Target 0 1 2, donor 0 2 1: the first token is shared, the other two are choices.
     shared = [0.0, 9.0, 0.0]
-    right = judge(scored([0, 1, 2], [shared, [0, 2, 1], [0, 1, 3]]), [0, 2, 1])
+    right = judge([0, 1, 2], torch.tensor([shared, [0.0, 2, 1], [0, 1, 3]]), [0, 2, 1])
     assert right.right
     assert not right.says_donor
     assert right.margin == pytest.approx(1.0)
-    assert right.hit_rate == 0.5
-    late = judge(scored([0, 1, 2], [shared, [0, 2, 1], [0, 3, 1]]), [0, 2, 1])
+    late = judge([0, 1, 2], torch.tensor([shared, [0, 2, 1], [0, 3, 1]]), [0, 2, 1])
     assert not late.right
     assert not late.says_donor
-    leaked = judge(scored([0, 1, 2], [shared, [0, 1, 2], [0, 1, 3]]), [0, 2, 1])
+    leaked = judge([0, 1, 2], torch.tensor([shared, [0, 1, 2], [0, 1, 3]]), [0, 2, 1])
     assert not leaked.right
     assert leaked.says_donor
-    neither = judge(scored([0, 1, 2], [shared, [9, 1, 2], [0, 1, 3]]), [0, 2])
+    neither = judge([0, 1, 2], torch.tensor([shared, [9, 1, 2], [0, 1, 3]]), [0, 2])
     assert not neither.right
     assert not neither.says_donor
 
 
 def test_facts_without_a_difference_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="nothing to choose"):
-        judge(scored([0, 1], [[1.0, 0.0], [1.0, 0.0]]), [0, 1, 2])
+        judge([0, 1], torch.tensor([[1.0, 0.0], [1.0, 0.0]]), [0, 1, 2])
 
 
 def test_the_demo_has_five_kinds_of_prompt() -> None:

@@ -1,0 +1,142 @@
+"""Turns what a method made of an example into a row: fidelity, task scores, facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semshare import SemShare, TokenSource, fidelity
+from semshare.evaluation import metrics
+from semshare.evaluation.datasets.base import Dataset
+from semshare.evaluation.facts import donor_answer_ids, judge
+from semshare.evaluation.material import Example, Messages
+from semshare.evaluation.methods.base import Outcome
+from semshare.evaluation.rows import Row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """What every method's outcome for an example is compared with.
+
+    full:         full prefill's outcome.
+    continuation: ids that were scored: the gold text, or full prefill's own answer.
+    build_s:      seconds that remembering the donors took.
+    """
+
+    full: Outcome
+    continuation: Sequence[int]
+    build_s: float
+
+
+def row_of(
+    engine: SemShare,
+    dataset: Dataset,
+    example: Example,
+    method: str,
+    outcome: Outcome,
+    reference: Reference,
+    *,
+    scenario: str,
+    seed: int,
+) -> Row:
+    """The row of one method's outcome.
+
+    Args:
+        engine: gives the ids of facts.
+        dataset: what its answers are scored by.
+        example: what was served.
+        method: its name.
+        outcome: of the method.
+        reference: the example's.
+        scenario, seed: of the run.
+
+    Raises:
+        ModelNotAvailable: `rouge-score` is not installed.
+
+    """
+    provenance, timings = outcome.provenance, outcome.timings
+    by_position = fidelity.kl_per_token(reference.full.logits, outcome.logits)
+    steps = len(outcome.token_ids) - 1
+    row = Row(
+        dataset=dataset.name,
+        scenario=scenario,
+        example=example.id,
+        method=method,
+        seed=seed,
+        tokens=len(provenance.source),
+        compute_fraction=provenance.compute_fraction,
+        hit_rate=provenance.reused / len(provenance.source),
+        fallback=provenance.fallback,
+        ttft_s=timings.ttft_s,
+        lookup_s=timings.lookup_s,
+        plan_s=timings.plan_s,
+        load_s=timings.load_s,
+        prefill_s=timings.prefill_s,
+        decode_s=timings.decode_s / steps if steps > 0 else None,
+        build_s=reference.build_s,
+        kv_bytes=outcome.kv_bytes,
+        own_kv_bytes=outcome.own_kv_bytes,
+        kl=float(by_position.mean()),
+        top1=fidelity.top1_agreement(reference.full.logits, outcome.logits),
+        kl_by_position=[round(value, 6) for value in by_position.tolist()],
+        rouge_l_own=metrics.rouge_l(reference.full.text, outcome.text),
+        answer=outcome.text,
+        sources=_runs(provenance.source),
+    )
+    if example.fact is not None:
+        return _with_fact(row, engine, example, outcome, reference)
+    row = _with_faithfulness(row, example)
+    return row if example.gold is None else _with_gold(row, dataset, example, outcome, reference)
+
+
+def _runs(sources: NDArray[np.uint8]) -> list[tuple[str, int]]:
+    names = (TokenSource(source).name.lower() for source in sources)
+    return [(name, len(list(run))) for name, run in groupby(names)]
+
+
+def _with_fact(
+    row: Row, engine: SemShare, example: Example, outcome: Outcome, reference: Reference
+) -> Row:
+    if example.fact is None:
+        raise AssertionError("there is no fact to judge")
+    donor_ids = donor_answer_ids(engine, example.fact)
+    preference = judge(reference.continuation, outcome.logits, donor_ids)
+    likelihood = metrics.mean_log_likelihood(outcome.logits, reference.continuation)
+    return replace(
+        row, right=preference.right, leak=preference.says_donor, log_likelihood=likelihood
+    )
+
+
+def _with_faithfulness(row: Row, example: Example) -> Row:
+    prompt, donors = _text(example.target), "\n".join(map(_text, example.donors))
+    found = metrics.faithfulness(row.answer, prompt, donors)
+    return replace(row, numbers=found.numbers, entities=found.names, leak=found.only_in_donors)
+
+
+def _with_gold(
+    row: Row, dataset: Dataset, example: Example, outcome: Outcome, reference: Reference
+) -> Row:
+    references = (example.gold or "", *example.references)
+    rouge = metrics.best_rouge(references, row.answer)
+    return replace(
+        row,
+        log_likelihood=metrics.mean_log_likelihood(outcome.logits, reference.continuation),
+        rouge1=rouge.rouge1,
+        rouge2=rouge.rouge2,
+        rouge_l=rouge.rouge_l,
+        **_task_score(dataset, references, row.answer),
+    )
+
+
+def _task_score(dataset: Dataset, references: Sequence[str], answer: str) -> dict[str, float]:
+    """The dataset's own score, where ROUGE is not it."""
+    score = metrics.TASK_SCORES.get(dataset.metric)
+    return {} if score is None else {"task_score": max(score(one, answer) for one in references)}
+
+
+def _text(messages: Messages) -> str:
+    return "\n".join(message["content"] for message in messages)
