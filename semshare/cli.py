@@ -18,13 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from semshare.cli_bench import bench
+from semshare.cli_eval import evaluate
 from semshare.cli_options import (
     Chat,
     Device,
     DonorFiles,
     Dtype,
     Json,
-    Limit,
     Mode,
     Model,
     PolicyFields,
@@ -48,7 +48,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-evaluate = typer.Typer(help="Measure quality.", no_args_is_help=True)
 kernels = typer.Typer(help="What the GPU's kernels compile to.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(evaluate, name="eval")
@@ -224,19 +223,6 @@ def kernels_check(json_output: Json = False) -> None:
     show(record, json_output)
     if not record["ok"]:
         raise typer.Exit(1)
-
-
-@evaluate.command("facts")
-def eval_facts(
-    limit: Limit = None,
-    model: Model = "smollm2",
-    dtype: Dtype = "auto",
-    json_output: Json = False,
-) -> None:
-    """How often reuse states the donor's facts instead of the prompt's."""
-    with starting():
-        from semshare.evaluation.facts import run_facts  # noqa: PLC0415 - see above
-    show(run_facts(limit=limit, model=model, dtype=dtype), json_output)
 
 
 def _engine_with_donors(

@@ -36,10 +36,11 @@ class Row:
     kl_by_position:   KL of each of those tokens.
     log_likelihood:   of the gold text, mean nats a token.
     rouge1, rouge2, rouge_l: F1 of the answer against the gold text, 0 to 1.
-    token_f1:         of the answer against the best reference, where the set is scored so.
+    token_f1, edit_similarity: of the answer against the best reference, where the set is scored so.
     rouge_l_own:      F1 of the answer against full prefill's own answer.
     numbers, entities: share of the answer's numbers, of its names, that are in the prompt.
-    right:            whether the prompt's fact is preferred to the donor's (`facts`).
+    right:            whether the prompt's fact is preferred to the donor's (`facts`), or whether
+                      the answer chooses the right letter.
     leak:             whether the donor's fact is the likeliest answer (`facts`); elsewhere whether
                       the answer has a name or number that only the donors have.
     answer:           its greedy answer.
@@ -72,6 +73,7 @@ class Row:
     rouge2: float | None = None
     rouge_l: float | None = None
     token_f1: float | None = None
+    edit_similarity: float | None = None
     rouge_l_own: float | None = None
     numbers: float | None = None
     entities: float | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from semshare import SemShare, TokenSource, fidelity
 from semshare.evaluation import metrics
-from semshare.evaluation.datasets.base import Dataset
+from semshare.evaluation.datasets.base import Dataset, TaskMetric
+from semshare.evaluation.entities import faithfulness
 from semshare.evaluation.facts import donor_answer_ids, judge
 from semshare.evaluation.material import Example, Messages
 from semshare.evaluation.methods.base import Outcome
@@ -35,24 +36,24 @@ class Reference:
 def row_of(
     engine: SemShare,
     dataset: Dataset,
+    scenario: str,
     example: Example,
     method: str,
     outcome: Outcome,
     reference: Reference,
     *,
-    scenario: str,
     seed: int,
 ) -> Row:
     """The row of one method's outcome.
 
     Args:
         engine: gives the ids of facts.
-        dataset: what its answers are scored by.
+        dataset, scenario: what the example is of.
         example: what was served.
         method: its name.
         outcome: of the method.
         reference: the example's.
-        scenario, seed: of the run.
+        seed: of the run.
 
     Raises:
         ModelNotAvailable: `rouge-score` is not installed.
@@ -90,7 +91,7 @@ def row_of(
     if example.fact is not None:
         return _with_fact(row, engine, example, outcome, reference)
     row = _with_faithfulness(row, example)
-    return row if example.gold is None else _with_gold(row, dataset, example, outcome, reference)
+    return row if example.gold is None else _with_gold(row, dataset.metric, example, outcome, reference)
 
 
 def _runs(sources: NDArray[np.uint8]) -> list[tuple[str, int]]:
@@ -112,30 +113,31 @@ def _with_fact(
 
 
 def _with_faithfulness(row: Row, example: Example) -> Row:
-    prompt, donors = _text(example.target), "\n".join(map(_text, example.donors))
-    found = metrics.faithfulness(row.answer, prompt, donors)
-    return replace(row, numbers=found.numbers, entities=found.names, leak=found.only_in_donors)
+    donors = [_text(donor) for donor in example.donors]
+    found = faithfulness(row.answer, _text(example.target), donors)
+    return replace(row, numbers=found.numbers, entities=found.entities, leak=found.leak)
 
 
 def _with_gold(
-    row: Row, dataset: Dataset, example: Example, outcome: Outcome, reference: Reference
+    row: Row, metric: TaskMetric, example: Example, outcome: Outcome, reference: Reference
 ) -> Row:
-    references = (example.gold or "", *example.references)
-    rouge = metrics.best_rouge(references, row.answer)
-    return replace(
-        row,
-        log_likelihood=metrics.mean_log_likelihood(outcome.logits, reference.continuation),
-        rouge1=rouge.rouge1,
-        rouge2=rouge.rouge2,
-        rouge_l=rouge.rouge_l,
-        **_task_score(dataset, references, row.answer),
+    likelihood = metrics.mean_log_likelihood(outcome.logits, reference.continuation)
+    accepted = (example.gold or "", *example.references)
+    row = replace(row, log_likelihood=likelihood)
+    if metric == "token_f1":
+        return replace(row, token_f1=_best(metrics.token_f1, accepted, row.answer))
+    if metric == "edit_similarity":
+        return replace(row, edit_similarity=_best(metrics.edit_similarity, accepted, row.answer))
+    if metric == "accuracy":
+        return replace(row, right=_best(metrics.choice_accuracy, accepted, row.answer) == 1.0)
+    rouge = max(
+        (metrics.rouge_scores(one, row.answer) for one in accepted), key=lambda found: found.rouge_l
     )
+    return replace(row, rouge1=rouge.rouge1, rouge2=rouge.rouge2, rouge_l=rouge.rouge_l)
 
 
-def _task_score(dataset: Dataset, references: Sequence[str], answer: str) -> dict[str, float]:
-    """The dataset's own score, where ROUGE is not it."""
-    score = metrics.TASK_SCORES.get(dataset.metric)
-    return {} if score is None else {"task_score": max(score(one, answer) for one in references)}
+def _best(score: Callable[[str, str], float], accepted: Sequence[str], answer: str) -> float:
+    return max(score(reference, answer) for reference in accepted)
 
 
 def _text(messages: Messages) -> str:

@@ -1,0 +1,244 @@
+"""Any method on any dataset, row by row.
+
+    semshare eval run --dataset aclsum --methods full,semshare,cacheblend --limit 8 --out DIR
+
+For each example the donors are remembered once and the target is served by every method, each of
+which leaves the donors as they were. Full prefill is served first: its answer and its logits are
+what the others are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from semshare import InvalidRequest, SemShare
+from semshare.evaluation.datasets import dataset_named
+from semshare.evaluation.datasets.base import Dataset
+from semshare.evaluation.environment import machine, versions
+from semshare.evaluation.material import Example, Material
+from semshare.evaluation.methods.base import Method, Task
+from semshare.evaluation.methods.reuse import FULL
+from semshare.evaluation.progress import Step, load_engine, progress_bar, status_line
+from semshare.evaluation.rows import Row, RowFile
+from semshare.evaluation.scenarios import SCENARIOS
+from semshare.evaluation.scoring import Reference, row_of
+from semshare.evaluation.texts import Split
+
+TOKENS = 1200  # of a target, in scenarios that have no length of their own
+OWN_ANSWER_TOKENS = 40  # scored where there is no gold text
+ROWS, RUN = "rows.jsonl", "run.json"
+_NAMESPACE = "eval"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What is run. The same values give the same rows, but for times.
+
+    datasets:  names; see `semshare eval datasets`.
+    scenarios: names; empty for all that each dataset has.
+    lengths:   tokens of a target, each scenario at each of them; empty for the scenario's own.
+    limit:     examples of each scenario and length.
+    split:     of the texts. Tune on `val`, report `test`.
+    seed:      orders the texts.
+    data_dir:  folder of the user's own files; None: `SEMSHARE_DATA`.
+    """
+
+    datasets: tuple[str, ...]
+    scenarios: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    limit: int = 4
+    split: Split = "test"
+    seed: int = 0
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("limit", (self.limit,)), ("tokens", self.lengths)):
+            for value in values:
+                if value < 1:
+                    raise InvalidRequest(f"{name} is {value}: it must be at least 1")
+        for dataset in map(dataset_named, self.datasets):
+            if self.scenarios and not set(self.scenarios) & set(dataset.scenarios):
+                raise InvalidRequest(
+                    f"{dataset.name} has no scenario {', '.join(self.scenarios)}: choose from "
+                    f"{', '.join(dataset.scenarios)}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One example to be served by every method."""
+
+    dataset: Dataset
+    scenario: str
+    example: Example
+
+
+def run_evaluation(
+    spec: RunSpec,
+    methods: Sequence[Method],
+    out: Path,
+    *,
+    model: str = "smollm2",
+    dtype: str = "auto",
+    engine: SemShare | None = None,
+    progress: bool = True,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Run what is missing in a folder, and return all of its rows.
+
+    Rows are written as they come. Called again with the same arguments, it goes on where it was
+    stopped; with more methods or a higher limit, it adds what is new.
+
+    Args:
+        spec: what is run.
+        methods: all are compared with full prefill, which is always among them.
+        out: the folder; made if need be.
+        model, dtype: where `engine` is None.
+        engine: a ready one.
+        progress: a bar on standard error.
+
+    Returns:
+        The rows, and the setting that the report names: model, machine, versions, what was run.
+
+    Raises:
+        InvalidRequest: the folder holds another run's rows; or no data of that length.
+        ModelNotAvailable: the model or a data package is missing.
+
+    """
+    methods = [FULL, *(method for method in methods if method.name != FULL.name)]
+    engine = engine or load_engine(model, dtype=dtype, progress=progress)
+    setting = _setting(engine, spec, methods)
+    _claim(out, setting)
+    file = RowFile(out / ROWS)
+    with status_line("choosing the texts…", enabled=progress):
+        cases = list(_cases(engine, spec))
+    total = sum(len(_missing(case, methods, file, spec.seed)) for case in cases)
+    with progress_bar("eval", total, enabled=progress) as (note, advance):
+        warm = False
+        for case in cases:
+            missing = _missing(case, methods, file, spec.seed)
+            if missing:
+                for row in _rows(engine, case, missing, spec.seed, note, warm_up=not warm):
+                    file.append(row)
+                    advance(f"{row.scenario} {row.example} {row.method}")
+                warm = True
+    return file.rows, setting
+
+
+def _cases(engine: SemShare, spec: RunSpec) -> Iterator[Case]:
+    folder = None if spec.data_dir is None else Path(spec.data_dir)
+    for dataset in map(dataset_named, spec.datasets):
+        for scenario in dataset.scenarios:
+            if spec.scenarios and scenario not in spec.scenarios:
+                continue
+            for tokens in spec.lengths or (_own_length(scenario),):
+                material = Material(
+                    lambda messages: len(engine.encode(messages)), tokens, spec.seed, spec.split
+                )
+                for example in dataset.build(scenario, material, spec.limit, folder):
+                    # The same text may be there at several lengths.
+                    yield Case(dataset, scenario, replace(example, id=f"{example.id}@{tokens}"))
+
+
+def _own_length(scenario: str) -> int:
+    return SCENARIOS[scenario].tokens if scenario in SCENARIOS else TOKENS
+
+
+def _missing(case: Case, methods: Sequence[Method], file: RowFile, seed: int) -> list[Method]:
+    """Methods that apply to a case and have no row of it yet."""
+    name = case.dataset.name, case.scenario, case.example.id
+    return [
+        method
+        for method in methods
+        if method.applies(case.example) and (*name, method.name, seed) not in file.keys
+    ]
+
+
+def _rows(
+    engine: SemShare, case: Case, missing: Sequence[Method], seed: int, note: Step, *, warm_up: bool
+) -> Iterator[Row]:
+    """The rows of one case, full prefill's first."""
+    example = case.example
+    note(f"{case.scenario} {example.id}: remembering donors")
+    started = time.perf_counter()
+    for donor in example.donors:
+        engine.remember(donor, namespace=_NAMESPACE)
+    build_s = time.perf_counter() - started
+    try:
+        task = Task(_NAMESPACE, _continuation(engine, case), case.dataset.max_tokens)
+        if warm_up:  # memory is mapped and code is loaded by one that is not timed
+            for method in missing:
+                note(f"warming up {method.name}")
+                method.run(engine, example, replace(task, max_tokens=2))
+        reference: Reference | None = None
+        for method in (FULL, *(one for one in missing if one.name != FULL.name)):
+            note(f"{case.scenario} {example.id} {method.name}")
+            outcome = method.run(engine, example, task)
+            if reference is None:
+                reference = Reference(outcome, task.continuation, build_s)
+            if method in missing:
+                yield row_of(
+                    engine,
+                    case.dataset,
+                    case.scenario,
+                    example,
+                    method.name,
+                    outcome,
+                    reference,
+                    seed=seed,
+                )
+    finally:
+        engine.forget_all(_NAMESPACE)
+
+
+def _continuation(engine: SemShare, case: Case) -> list[int]:
+    """Ids of the text to score: the gold one, or full prefill's own answer."""
+    gold = case.example.gold
+    if gold is not None:
+        ids = engine.tokenizer(gold, add_special_tokens=False)["input_ids"]
+        return list(ids[: case.dataset.max_tokens])
+    blank = Task(_NAMESPACE, [0], OWN_ANSWER_TOKENS)
+    answer = FULL.run(engine, case.example, blank)
+    # An empty answer is scored as its end token.
+    return answer.token_ids or [int(answer.logits[0].argmax())]
+
+
+def _setting(engine: SemShare, spec: RunSpec, methods: Sequence[Method]) -> dict[str, Any]:
+    return {
+        "run": asdict(spec),
+        "methods": {method.name: method.about for method in methods},
+        "model": engine.model_name,
+        "dtype": engine.dtype,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def _claim(out: Path, setting: dict[str, Any]) -> None:
+    """Note in the folder what its rows are of; they can't be mixed with another model's.
+
+    Raises:
+        InvalidRequest: it holds rows of something else.
+
+    """
+    path = out / RUN
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("model", "dtype"):
+            if before[name] != setting[name]:
+                raise InvalidRequest(
+                    f"{out} holds rows of {name} {before[name]!r}, not {setting[name]!r}: choose "
+                    "another --out"
+                )
+        for name in ("seed", "split"):
+            if before["run"][name] != setting["run"][name]:
+                raise InvalidRequest(
+                    f"{out} holds rows of {name} {before['run'][name]!r}, not "
+                    f"{setting['run'][name]!r}: choose another --out"
+                )
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(setting, indent=1) + "\n", encoding="utf-8")
