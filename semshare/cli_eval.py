@@ -170,4 +170,6 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(map(float, _names(text)))
     except ValueError:
-        raise typer.BadParameter(f"{text!r}: write numbers with commas", param_hint=option) from None
+        raise typer.BadParameter(
+            f"{text!r}: write numbers with commas", param_hint=option
+        ) from None

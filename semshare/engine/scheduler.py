@@ -8,21 +8,17 @@ Nothing here knows how a prompt is planned or what is kept of it: see `Stages`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
-import numpy as np
-import torch
-
 from semshare.engine.admission import Admission
 from semshare.engine.continuation import Continuation
+from semshare.engine.decodes import DecodeStep, DecodeTasks
 from semshare.engine.executor import Executor, ForwardResult
 from semshare.engine.failures import log_failure
 from semshare.engine.generation import Generation, Request
 from semshare.engine.repairs import Repairs
-from semshare.engine.rows import DecodeRows, PromptRows, Rows
+from semshare.engine.rows import PromptRows
 from semshare.engine.served import Served
 from semshare.engine.stages import Stages
 from semshare.engine.stopwatch import Stopwatch
@@ -30,20 +26,6 @@ from semshare.engine.tasks import Task, compute
 from semshare.errors import DeadlineExceeded, PoolExhausted, StepFailed
 from semshare.kv.sequence import KVSequence
 from semshare.types import FinishReason, TextDelta
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _DecodeStep:
-    """An answer's next rows: its latest token, or all of them on KV that has the prompt only."""
-
-    generation: Generation
-    continuation: Continuation
-    rows: PromptRows
-
-    def is_wanted(self) -> bool:
-        """Whether the answer goes on, and on the same KV."""
-        goes_on = not (self.generation.ended or self.continuation.ended)
-        return goes_on and self.continuation.sequence is self.rows.sequence
 
 
 class Scheduler:
@@ -74,6 +56,7 @@ class Scheduler:
         self._admission = admission
         self._prefill_rows = prefill_rows
         self._repairs = Repairs(executor, stages, rows_a_step=repair_rows, chunk=prefill_rows)
+        self._decode_tasks = DecodeTasks(executor.adapter.dtype, self._finish_if_ended, self._fail)
         self._max_answers = max_answers
         self._arrivals = count()
         self._prefilling: list[Generation] = []
@@ -321,64 +304,17 @@ class Scheduler:
     # ----------------------------------------------------------------- answers
 
     def _decodes(self) -> list[Task]:
-        """The next rows of every answer: single tokens as one batch, whose shared KV is read once.
+        """The next rows of every answer.
 
         Slots are taken for the oldest first; for them younger requests may be preempted.
         """
-        steps: list[_DecodeStep] = []
+        steps: list[DecodeStep] = []
         for generation in self._in_order():
             for one in generation.going_on:
                 rows = self._rows_with_slots(generation, one)
                 if rows is not None:
-                    steps.append(_DecodeStep(generation, one, rows))
-        steps = [step for step in steps if step.generation in self._running]
-        batch = [step for step in steps if self._joins_batch(step)]
-        tasks = [self._decode_task([step]) for step in steps if not self._joins_batch(step)]
-        return [*tasks, self._decode_task(batch)] if batch else tasks
-
-    def _joins_batch(self, step: _DecodeStep) -> bool:
-        return (
-            len(step.rows.ids) == 1
-            and step.rows.record is None
-            and not self._is_reproducible(step.generation)
-        )
-
-    def _is_reproducible(self, generation: Generation) -> bool:
-        """Whether its draws must not depend on what else is computed with it.
-
-        A row of a batch differs from the same row by itself by rounding. In float32 that does not
-        move a draw, in 16 bits it does, so there a request with a seed has its own passes.
-        """
-        sampling = generation.request.sampling
-        draws = sampling.seed is not None and not sampling.is_greedy
-        return draws and self._executor.adapter.dtype != torch.float32
-
-    def _decode_task(self, steps: Sequence[_DecodeStep]) -> Task:
-        rows: Rows = steps[0].rows
-        if self._joins_batch(steps[0]):
-            rows = DecodeRows(
-                [step.rows.sequence for step in steps],
-                np.concatenate([step.rows.ids for step in steps]),
-                np.concatenate([step.rows.positions for step in steps]),
-            )
-        return Task(
-            rows,
-            partial(self._took_decode, steps),
-            partial(self._fail, steps[0].generation),
-            lambda: all(step.is_wanted() for step in steps),
-            by_itself=self._is_reproducible(steps[0].generation),
-            parts=[self._decode_task([step]) for step in steps] if len(steps) > 1 else (),
-        )
-
-    def _took_decode(
-        self, steps: Sequence[_DecodeStep], result: ForwardResult, _seconds: float
-    ) -> None:
-        for index, step in enumerate(steps):
-            try:
-                step.continuation.took(step.rows, result.logits[index : index + 1])
-                self._finish_if_ended(step.generation)
-            except Exception as error:
-                self._fail(step.generation, error)
+                    steps.append(DecodeStep(generation, one, rows))
+        return self._decode_tasks.of([step for step in steps if step.generation in self._running])
 
     # ------------------------------------------------------------------- slots
 

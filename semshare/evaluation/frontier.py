@@ -93,9 +93,7 @@ def run_frontier(
         raise InvalidRequest("no budgets: name at least one value of recompute")
     swept = candidates(selections or SELECTION_NAMES, budgets)
     scenario = scenario or dataset_named(dataset).scenarios[0]
-    spec = RunSpec(
-        (dataset,), (scenario,), () if tokens is None else (tokens,), limit, split, seed
-    )
+    spec = RunSpec((dataset,), (scenario,), () if tokens is None else (tokens,), limit, split, seed)
     methods = [*(METHODS[name] for name in REFERENCES), *(one.method for one in swept)]
     rows, setting = run_evaluation(
         spec, methods, out, model=model, dtype=dtype, engine=engine, progress=progress

@@ -91,7 +91,11 @@ def row_of(
     if example.fact is not None:
         return _with_fact(row, engine, example, outcome, reference)
     row = _with_faithfulness(row, example)
-    return row if example.gold is None else _with_gold(row, dataset.metric, example, outcome, reference)
+    return (
+        row
+        if example.gold is None
+        else _with_gold(row, dataset.metric, example, outcome, reference)
+    )
 
 
 def _runs(sources: NDArray[np.uint8]) -> list[tuple[str, int]]:
