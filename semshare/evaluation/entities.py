@@ -10,7 +10,7 @@ from dataclasses import dataclass
 NUMBER = re.compile(r"(?<!\w)(?<!\w[.,])\d+(?:[.,]\d+)*(?!\w|[.,]\d)")
 _WORD = re.compile(r"[^\W\d_]\w*")
 # What stands between a word and the one that begins the next sentence, line or list item.
-_SENTENCE_BREAK = re.compile(r"[.!?:;\n]")
+_SENTENCE_BREAK = re.compile(r"[.!?:;](?!\d)|\n")
 
 
 @dataclass(frozen=True, slots=True)

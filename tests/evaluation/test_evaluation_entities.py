@@ -12,6 +12,7 @@ def test_names_are_capitalised_inside_of_a_sentence() -> None:
     )
     assert names(text) == ["Ada", "Lovelace", "Notes", "Paris", "GPT2"]
     assert names("Paris is large . London is , too") == []
+    assert names("at 0.05 Reed stops") == ["Reed"]  # that point ends no sentence
 
 
 def test_faithful_shares_count_distinct_names_and_numbers() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from semshare.errors import InvalidRequest
 from semshare.evaluation.material import Example, Material
-
-_Builder = TypeVar("_Builder")
 
 TaskMetric = Literal["rouge_l", "token_f1", "accuracy", "edit_similarity", "fact"]
 
@@ -51,19 +49,16 @@ class Dataset:
     build: Callable[[str, Material, int, Path | None], list[Example]]
 
 
-def scenario_of(
-    dataset: str, builders: Mapping[str, _Builder], scenario: str, limit: int
-) -> _Builder:
-    """What builds a dataset's scenario.
+def check_request(dataset: str, scenarios: Collection[str], scenario: str, limit: int) -> None:
+    """Refuse what a dataset can't build.
 
     Raises:
         InvalidRequest: no such scenario, with the known ones named, or `limit` is less than 1.
 
     """
-    if scenario not in builders:
+    if scenario not in scenarios:
         raise InvalidRequest(
-            f"{dataset} has no scenario {scenario!r}: choose one of {', '.join(builders)}"
+            f"{dataset} has no scenario {scenario!r}: choose one of {', '.join(scenarios)}"
         )
     if limit < 1:
         raise InvalidRequest(f"limit is {limit}: it must be at least 1")
-    return builders[scenario]

@@ -9,14 +9,33 @@ from importlib import metadata
 from pathlib import Path
 
 from semshare.evaluation import facts, paper_scenarios, passage_scenarios
-from semshare.evaluation.datasets.base import Dataset, Presence, TaskMetric, scenario_of
+from semshare.evaluation.datasets.base import Dataset, Presence, TaskMetric, check_request
+from semshare.evaluation.datasets.documents import COPIES, Document, similar_prompts
 from semshare.evaluation.material import Example, Material
+from semshare.evaluation.paper_scenarios import DONOR_ASPECT, TARGET_ASPECTS
 from semshare.evaluation.texts import TRANSLATIONS, missing_package
 
 Builder = Callable[[Material, int], list[Example]]
 
 ANSWER_TOKENS = 64  # a sentence or two: gold summaries here have one
 FACT_TOKENS = 16  # a name, a number or a date
+
+
+def similar_papers(material: Material, limit: int, *, scenario: str) -> list[Example]:
+    """A paper whose changed copy was asked about before, in the same words."""
+    room = material.room_in(paper_scenarios.question_last("", "challenge"))
+    documents = [
+        Document(
+            f"{paper.id}/{aspect}",
+            text,
+            (paper.gold[aspect],),
+            ask=partial(paper_scenarios.question_last, aspect=aspect),
+            ask_otherwise=partial(paper_scenarios.instruction_first, aspect=DONOR_ASPECT),
+        )
+        for index, (paper, text) in enumerate(material.papers(room, max(limit, 2)))
+        for aspect in (TARGET_ASPECTS[index % 2],)
+    ]
+    return similar_prompts(scenario, documents, limit, material.seed)
 
 
 def swapped_facts(material: Material, limit: int) -> list[Example]:
@@ -63,7 +82,8 @@ def _build(
     limit: int,
     folder: Path | None,  # noqa: ARG001 - packages need none
 ) -> list[Example]:
-    return scenario_of(name, builders, scenario, limit)(material, limit)
+    check_request(name, builders, scenario, limit)
+    return builders[scenario](material, limit)
 
 
 def _dataset(
@@ -95,6 +115,8 @@ PACKAGED = (
             "multi_donor": paper_scenarios.multi_donor,
             "prefix": paper_scenarios.prefix,
             "unrelated": passage_scenarios.unrelated,
+            # Another instruction is `shifted`.
+            **{name: partial(similar_papers, scenario=name) for name in COPIES},
         },
         ("aclsum", *(f"pythonbible-{translation}" for translation in TRANSLATIONS)),
     ),
