@@ -28,6 +28,8 @@ from semshare.errors import InvalidRequest
 
 ENV_PREFIX = "SEMSHARE_"
 CONFIG_VARIABLE = "SEMSHARE_CONFIG"
+# Read elsewhere: by the kernels, and by the evaluation. A shell that sets them still serves.
+_NOT_SETTINGS = frozenset(("SEMSHARE_NATIVE", "SEMSHARE_DATA"))
 # What Kubernetes puts into every container beside a Service called semshare or semshare-….
 _SERVICE_LINK = re.compile(
     r"SEMSHARE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
@@ -148,7 +150,7 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
     for variable, value in environment.items():
         if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
             continue
-        if _is_service_link(variable, value):
+        if variable in _NOT_SETTINGS or _is_service_link(variable, value):
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in ServiceSettings.model_fields:

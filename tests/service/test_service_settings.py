@@ -96,6 +96,14 @@ def test_service_links_of_kubernetes_are_no_settings(
     assert settings.port == 7
 
 
+@pytest.mark.parametrize("name", ["SEMSHARE_DATA", "SEMSHARE_NATIVE"])
+def test_variables_that_others_read_are_no_settings(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "0")
+    load_settings()
+
+
 @pytest.mark.parametrize("name", ["SEMSHARE_SERVICE", "SEMSHARE_PORT_X", "SEMSHARE_PORTS"])
 def test_what_only_resembles_a_service_link_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch

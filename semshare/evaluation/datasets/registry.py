@@ -5,8 +5,9 @@ from __future__ import annotations
 from semshare.errors import InvalidRequest
 from semshare.evaluation.datasets.base import Dataset
 from semshare.evaluation.datasets.packaged import PACKAGED
+from semshare.evaluation.datasets.public import PUBLIC
 
-DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in PACKAGED}
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in (*PACKAGED, *PUBLIC)}
 
 
 def dataset_named(name: str) -> Dataset:
