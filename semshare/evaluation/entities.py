@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Not inside a word, as in GPT2, 2nd or v1.2. Thousands and decimals belong to it.
@@ -27,10 +27,14 @@ class Faithfulness:
 
 
 def faithfulness(answer: str, prompt: str, donors: Sequence[str]) -> Faithfulness:
-    """Compare an answer's names and numbers with the prompt's and the donors' texts."""
-    known = set(numbers(prompt)) | set(_words(prompt))
-    foreign = {item for donor in donors for item in (*numbers(donor), *_words(donor))} - known
-    said_numbers, said_names = set(numbers(answer)), set(names(answer))
+    """Compare an answer's names and numbers with the prompt's and the donors' texts.
+
+    Capitals decide what in the answer is a name, but not whether a text has it: an answer in title
+    case has made nothing up.
+    """
+    known = _items(prompt)
+    foreign = set().union(*map(_items, donors)) - known
+    said_numbers, said_names = set(numbers(answer)), {name.lower() for name in names(answer)}
     return Faithfulness(
         numbers=_share(said_numbers, known),
         entities=_share(said_names, known),
@@ -54,8 +58,9 @@ def names(text: str) -> list[str]:
     return found
 
 
-def _words(text: str) -> Iterator[str]:
-    return (match[0] for match in _WORD.finditer(text))
+def _items(text: str) -> set[str]:
+    """All that a name or number of another text may be: its numbers, its words in lower case."""
+    return {*numbers(text), *(match[0].lower() for match in _WORD.finditer(text))}
 
 
 def _share(said: set[str], known: set[str]) -> float | None:

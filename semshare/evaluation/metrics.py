@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -91,6 +91,30 @@ def choice_accuracy(reference: str, answer: str) -> float:
     """1.0 if the first of the letters A to D that stands by itself is the right one, else 0.0."""
     letter = re.search(r"\b[A-D]\b", answer)
     return float(letter is not None and letter[0] == reference)
+
+
+# A set's metric, by the name it has in `Dataset`: (reference, answer) → 0 to 1.
+TASK_METRICS: dict[str, Callable[[str, str], float]] = {
+    "rouge_l": rouge_l,
+    "token_f1": token_f1,
+    "accuracy": choice_accuracy,
+    "edit_similarity": edit_similarity,
+}
+
+
+def task_score(metric: str, references: Sequence[str], answer: str) -> float:
+    """The answer's score against the reference it is nearest to, as LongBench scores answers.
+
+    Raises:
+        InvalidRequest: a metric that compares no texts, or no reference.
+
+    """
+    if metric not in TASK_METRICS:
+        known = ", ".join(TASK_METRICS)
+        raise InvalidRequest(f"{metric!r} compares no answers with references: choose {known}")
+    if not references:
+        raise InvalidRequest("an answer needs at least one reference to be scored against")
+    return max(TASK_METRICS[metric](reference, answer) for reference in references)
 
 
 def _squad_words(text: str) -> list[str]:

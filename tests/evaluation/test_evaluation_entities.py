@@ -26,6 +26,11 @@ def test_faithful_shares_count_distinct_names_and_numbers() -> None:
     assert faithfulness(answer, prompt, ["31 guests"]).leak
 
 
+def test_title_case_makes_nothing_up() -> None:
+    found = faithfulness("A Novel Approach", "a novel approach", ["a novel by Reed"])
+    assert found == Faithfulness(None, 1.0, False)
+
+
 def test_what_the_answer_lacks_has_no_share() -> None:
     assert faithfulness("nothing to see", "Reed, 12", ["Novak"]) == Faithfulness(None, None, False)
     assert faithfulness("it was 12", "twelve", []) == Faithfulness(0.0, None, False)

@@ -133,3 +133,12 @@ def test_edit_similarity_is_of_the_first_line_of_code(answer: str, similarity: f
 )
 def test_choice_accuracy(answer: str, right: float) -> None:
     assert metrics.choice_accuracy("B", answer) == right
+
+
+def test_an_answer_is_scored_against_its_nearest_reference() -> None:
+    assert metrics.task_score("token_f1", ["no", "red house", "house"], "a house") == 1.0
+    assert metrics.task_score("accuracy", ["B"], "C") == 0.0
+    with pytest.raises(InvalidRequest, match=r"'fact' compares no answers .* rouge_l, token_f1"):
+        metrics.task_score("fact", ["a"], "a")
+    with pytest.raises(InvalidRequest, match="at least one reference"):
+        metrics.task_score("rouge_l", [], "a")

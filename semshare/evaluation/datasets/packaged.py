@@ -64,14 +64,19 @@ def swapped_facts(material: Material, limit: int) -> list[Example]:
 
 
 def _installed(packages: tuple[str, ...], folder: Path | None) -> Presence:  # noqa: ARG001 - a Dataset's
-    """Whether all the data packages are there, asked of their metadata without importing them."""
+    """Whether all the data packages are there, asked of their metadata without importing them.
+
+    What needs none of them is in this package.
+    """
     found, missing = [], []
     for package in packages:
         try:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             missing.append(missing_package(package))
-    return Presence(None, "; ".join(missing)) if missing else Presence(", ".join(found))
+    return (
+        Presence(None, "; ".join(missing)) if missing else Presence(", ".join(found) or "semshare")
+    )
 
 
 def _build(
@@ -130,7 +135,7 @@ PACKAGED = (
         "pairs",
         "paper passages that a language model rewrote in full, facts and order kept",
         {"paraphrase": paper_scenarios.paraphrase},
-        ("semshare",),
+        (),
     ),
     _dataset(
         "facts",

@@ -1,3 +1,4 @@
+import importlib
 from importlib import metadata
 
 import pytest
@@ -70,10 +71,18 @@ def test_presence_names_the_version_or_what_to_install(monkeypatch: pytest.Monke
     assert present.found == f"aclsum {metadata.version('aclsum')}"
     assert present.missing == ""
 
+    def refuse(name: str) -> None:
+        raise AssertionError(f"looking imported {name}")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    for dataset in DATASETS.values():
+        assert (dataset.presence(None).found is None) == bool(dataset.presence(None).missing)
+
     def absent(package: str) -> str:
         raise metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(metadata, "version", absent)
+    assert dataset_named("pairs").presence(None).found == "semshare"
     missing = dataset_named("translations").presence(None)
     assert missing.found is None
     for translation in ("kjv", "web", "asv"):

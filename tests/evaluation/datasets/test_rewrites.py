@@ -45,7 +45,7 @@ def completion(text: object, reason: str = "stop") -> dict[str, object]:
 @pytest.fixture
 def fake() -> Iterator[FakeEndpoint]:
     fake = FakeEndpoint()
-    thread = threading.Thread(target=fake.server.serve_forever)
+    thread = threading.Thread(target=fake.server.serve_forever, args=(0.01,))
     thread.start()
     yield fake
     fake.server.shutdown()
