@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 from semshare.errors import InvalidRequest
 
-RowKey: TypeAlias = tuple[str, str, str, str, int]  # dataset, scenario, example, method, seed
+# dataset, scenario, length, example, method, seed
+RowKey: TypeAlias = tuple[str, str, int, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Row:
 
     Lower is better for `kl` and `leak`; for the other qualities higher is.
 
-    dataset, scenario, example, method, seed: which it is.
+    dataset, scenario, length, example, method, seed: which it is; `length` is the tokens that were
+                      asked for.
     tokens:           of the prompt that was served.
     compute_fraction: (token, layer) pairs computed / all of them.
     hit_rate:         share of the prompt's tokens that were not computed.
@@ -49,6 +51,7 @@ class Row:
 
     dataset: str
     scenario: str
+    length: int
     example: str
     method: str
     seed: int
@@ -85,7 +88,14 @@ class Row:
     @property
     def key(self) -> RowKey:
         """What it is a measurement of; there is one row a key."""
-        return self.dataset, self.scenario, self.example, self.method, self.seed
+        return (
+            self.dataset,
+            self.scenario,
+            self.length,
+            self.example,
+            self.method,
+            self.seed,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, every field present."""

@@ -19,6 +19,7 @@ from typing import Any
 from semshare import InvalidRequest, SemShare
 from semshare.evaluation.datasets import dataset_named
 from semshare.evaluation.datasets.base import Dataset
+from semshare.evaluation.datasets.documents import REWRITE
 from semshare.evaluation.environment import machine, versions
 from semshare.evaluation.material import Example, Material
 from semshare.evaluation.methods.base import Method, Task
@@ -40,7 +41,7 @@ class RunSpec:
     """What is run. The same values give the same rows, but for times.
 
     datasets:  names; see `semshare eval datasets`.
-    scenarios: names; empty for all that each dataset has.
+    scenarios: names; empty for all that each dataset has but `rewrite`.
     lengths:   tokens of a target, each scenario at each of them; empty for the scenario's own.
     limit:     examples of each scenario and length.
     split:     of the texts. Tune on `val`, report `test`.
@@ -75,6 +76,7 @@ class Case:
 
     dataset: Dataset
     scenario: str
+    length: int  # tokens that were asked for
     example: Example
 
 
@@ -132,16 +134,20 @@ def run_evaluation(
 def _cases(engine: SemShare, spec: RunSpec) -> Iterator[Case]:
     folder = None if spec.data_dir is None else Path(spec.data_dir)
     for dataset in map(dataset_named, spec.datasets):
-        for scenario in dataset.scenarios:
-            if spec.scenarios and scenario not in spec.scenarios:
-                continue
+        for scenario in _scenarios(dataset, spec):
             for tokens in spec.lengths or (_own_length(scenario),):
                 material = Material(
                     lambda messages: len(engine.encode(messages)), tokens, spec.seed, spec.split
                 )
                 for example in dataset.build(scenario, material, spec.limit, folder):
-                    # The same text may be there at several lengths.
-                    yield Case(dataset, scenario, replace(example, id=f"{example.id}@{tokens}"))
+                    yield Case(dataset, scenario, tokens, example)
+
+
+def _scenarios(dataset: Dataset, spec: RunSpec) -> list[str]:
+    """Those asked for; or all but `rewrite`, which wants an endpoint that few have."""
+    if spec.scenarios:
+        return [name for name in dataset.scenarios if name in spec.scenarios]
+    return [name for name in dataset.scenarios if name != REWRITE]
 
 
 def _own_length(scenario: str) -> int:
@@ -150,7 +156,7 @@ def _own_length(scenario: str) -> int:
 
 def _missing(case: Case, methods: Sequence[Method], file: RowFile, seed: int) -> list[Method]:
     """Methods that apply to a case and have no row of it yet."""
-    name = case.dataset.name, case.scenario, case.example.id
+    name = case.dataset.name, case.scenario, case.length, case.example.id
     return [
         method
         for method in methods
@@ -185,6 +191,7 @@ def _rows(
                     engine,
                     case.dataset,
                     case.scenario,
+                    case.length,
                     example,
                     method.name,
                     outcome,

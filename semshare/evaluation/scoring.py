@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -37,6 +37,7 @@ def row_of(
     engine: SemShare,
     dataset: Dataset,
     scenario: str,
+    length: int,
     example: Example,
     method: str,
     outcome: Outcome,
@@ -48,7 +49,7 @@ def row_of(
 
     Args:
         engine: gives the ids of facts.
-        dataset, scenario: what the example is of.
+        dataset, scenario, length: what the example is of.
         example: what was served.
         method: its name.
         outcome: of the method.
@@ -65,6 +66,7 @@ def row_of(
     row = Row(
         dataset=dataset.name,
         scenario=scenario,
+        length=length,
         example=example.id,
         method=method,
         seed=seed,
@@ -128,20 +130,16 @@ def _with_gold(
     likelihood = metrics.mean_log_likelihood(outcome.logits, reference.continuation)
     accepted = (example.gold or "", *example.references)
     row = replace(row, log_likelihood=likelihood)
-    if metric == "token_f1":
-        return replace(row, token_f1=_best(metrics.token_f1, accepted, row.answer))
-    if metric == "edit_similarity":
-        return replace(row, edit_similarity=_best(metrics.edit_similarity, accepted, row.answer))
+    if metric == "rouge_l":
+        rouge = max(
+            (metrics.rouge_scores(one, row.answer) for one in accepted),
+            key=lambda found: found.rouge_l,
+        )
+        return replace(row, rouge1=rouge.rouge1, rouge2=rouge.rouge2, rouge_l=rouge.rouge_l)
+    score = metrics.task_score(metric, accepted, row.answer)
     if metric == "accuracy":
-        return replace(row, right=_best(metrics.choice_accuracy, accepted, row.answer) == 1.0)
-    rouge = max(
-        (metrics.rouge_scores(one, row.answer) for one in accepted), key=lambda found: found.rouge_l
-    )
-    return replace(row, rouge1=rouge.rouge1, rouge2=rouge.rouge2, rouge_l=rouge.rouge_l)
-
-
-def _best(score: Callable[[str, str], float], accepted: Sequence[str], answer: str) -> float:
-    return max(score(reference, answer) for reference in accepted)
+        return replace(row, right=score == 1.0)
+    return replace(row, **{metric: score})  # a field of the metric's name
 
 
 def _text(messages: Messages) -> str:

@@ -19,7 +19,8 @@ from semshare.evaluation.lengths import Count, most_that_fit
 from semshare.evaluation.material import Example, Messages
 
 # The rewrite of a text is the model's; neither the other text nor the generator has a say.
-COPIES: dict[str, Variation] = {**VARIATIONS, "rewrite": lambda text, _other, _rng: rewrite(text)}
+REWRITE = "rewrite"
+COPIES: dict[str, Variation] = {**VARIATIONS, REWRITE: lambda text, _other, _rng: rewrite(text)}
 INSTRUCTION = "instruction"
 DOCUMENT_SCENARIOS = (INSTRUCTION, *COPIES)
 
