@@ -50,7 +50,9 @@ def eval_run(
     """
     with starting():
         from semshare.evaluation.methods import METHODS, method_named  # noqa: PLC0415
-        from semshare.evaluation.report import brief, write_report  # noqa: PLC0415
+        from semshare.evaluation.report import write_report  # noqa: PLC0415
+        from semshare.evaluation.report.summary import summarize  # noqa: PLC0415
+        from semshare.evaluation.report.tables import brief  # noqa: PLC0415
         from semshare.evaluation.run import RunSpec, run_evaluation  # noqa: PLC0415
         from semshare.evaluation.texts import split_named  # noqa: PLC0415
     spec = RunSpec(
@@ -65,7 +67,7 @@ def eval_run(
     chosen = [method_named(name) for name in _names(methods) or tuple(METHODS)]
     rows, setting = run_evaluation(spec, chosen, out, model=model, dtype=dtype)
     page = write_report(rows, setting, out)
-    table = brief(rows)
+    table = brief(summarize(rows))
     if json_output:
         emit(
             {"benchmark": "eval", "rows": len(rows), "report": str(page), "methods": table}

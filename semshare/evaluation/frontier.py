@@ -15,7 +15,7 @@ from semshare.evaluation.bounds import Record
 from semshare.evaluation.datasets import dataset_named
 from semshare.evaluation.methods import METHODS
 from semshare.evaluation.methods.base import PolicyMethod
-from semshare.evaluation.report.summary import pareto, summarize
+from semshare.evaluation.report.summary import Summary, pareto, summarize
 from semshare.evaluation.run import RunSpec, run_evaluation
 from semshare.evaluation.texts import Split
 
@@ -48,6 +48,11 @@ def candidates(selections: Sequence[str], budgets: Sequence[float]) -> list[Cand
             about = f"{selection}, {recompute:.0%} of what may be chosen"
             found.append(Candidate(selection, recompute, PolicyMethod(name, about, policy)))
     return found
+
+
+def _means(summary: Summary) -> dict[str, float]:
+    names = ("compute_fraction", "kl", "top1", "pgr")
+    return {name: round(summary.means[name].mean, 5) for name in names if name in summary.means}
 
 
 def run_frontier(
@@ -98,29 +103,28 @@ def run_frontier(
     rows, setting = run_evaluation(
         spec, methods, out, model=model, dtype=dtype, engine=engine, progress=progress
     )
-    by_name = {summary.method: summary for summary in summarize(rows)}
+    (summaries,) = summarize(rows).values()
+    by_name = {summary.method: summary for summary in summaries}
+    swept = [one for one in swept if one.method.name in by_name]
     best = {
-        summary.method
-        for summary in pareto(
-            [by_name[one.method.name] for one in swept],
-            cost=lambda summary: summary.compute_fraction.mean,
-            loss=lambda summary: summary.kl.mean,
+        one.method.name
+        for one in pareto(
+            swept,
+            cost=lambda one: by_name[one.method.name].means["compute_fraction"].mean,
+            loss=lambda one: by_name[one.method.name].means["kl"].mean,
         )
     }
-    points = []
-    for one in sorted(swept, key=lambda one: by_name[one.method.name].compute_fraction.mean):
-        summary = by_name[one.method.name]
-        points.append(
-            {
-                "selection": one.selection,
-                "recompute": one.recompute,
-                "n": summary.n,
-                "compute_fraction": round(summary.compute_fraction.mean, 5),
-                "kl": round(summary.kl.mean, 5),
-                "top1": round(summary.top1.mean, 4),
-                "on_frontier": one.method.name in best,
-            }
-        )
+    points = [
+        {
+            "selection": one.selection,
+            "recompute": one.recompute,
+            "n": by_name[one.method.name].n,
+            **_means(by_name[one.method.name]),
+            "on_frontier": one.method.name in best,
+        }
+        for one in swept
+    ]
+    points.sort(key=lambda point: point["compute_fraction"])
     return {
         "benchmark": "frontier",
         "dataset": dataset,

@@ -113,8 +113,7 @@ def run_evaluation(
     """
     methods = [FULL, *(method for method in methods if method.name != FULL.name)]
     engine = engine or load_engine(model, dtype=dtype, progress=progress)
-    setting = _setting(engine, spec, methods)
-    _claim(out, setting)
+    setting = _claim(out, _setting(engine, spec, methods))
     file = RowFile(out / ROWS)
     with status_line("choosing the texts…", enabled=progress):
         cases = list(_cases(engine, spec))
@@ -216,36 +215,36 @@ def _continuation(engine: SemShare, case: Case) -> list[int]:
 
 def _setting(engine: SemShare, spec: RunSpec, methods: Sequence[Method]) -> dict[str, Any]:
     return {
-        "run": asdict(spec),
+        "runs": [json.loads(json.dumps(asdict(spec)))],  # as it is read again
         "methods": {method.name: method.about for method in methods},
         "model": engine.model_name,
         "dtype": engine.dtype,
+        "split": spec.split,
+        "seed": spec.seed,
         "machine": machine(),
         "versions": versions(),
     }
 
 
-def _claim(out: Path, setting: dict[str, Any]) -> None:
-    """Note in the folder what its rows are of; they can't be mixed with another model's.
+def _claim(out: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """Note in the folder what its rows are of, and return the setting of all that it holds.
 
     Raises:
-        InvalidRequest: it holds rows of something else.
+        InvalidRequest: it holds rows of another model, dtype, split or seed.
 
     """
     path = out / RUN
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("model", "dtype"):
+        for name in ("model", "dtype", "split", "seed"):
             if before[name] != setting[name]:
                 raise InvalidRequest(
                     f"{out} holds rows of {name} {before[name]!r}, not {setting[name]!r}: choose "
                     "another --out"
                 )
-        for name in ("seed", "split"):
-            if before["run"][name] != setting["run"][name]:
-                raise InvalidRequest(
-                    f"{out} holds rows of {name} {before['run'][name]!r}, not "
-                    f"{setting['run'][name]!r}: choose another --out"
-                )
+        new = [spec for spec in setting["runs"] if spec not in before["runs"]]
+        methods = before["methods"] | setting["methods"]
+        setting = setting | {"runs": [*before["runs"], *new], "methods": methods}
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(setting, indent=1) + "\n", encoding="utf-8")
+    return setting

@@ -3,7 +3,6 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 
-import numpy as np
 import pytest
 import torch
 from documented import undocumented
@@ -13,9 +12,7 @@ from tiny import tiny_engine
 from semshare import (
     BenchmarkRefused,
     InvalidRequest,
-    Provenance,
     ReusePolicy,
-    Score,
     SemShare,
     Timings,
 )
