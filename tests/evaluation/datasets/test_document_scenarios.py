@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +72,8 @@ def test_a_copy_is_the_seeds_and_not_the_limits() -> None:
     first = similar_prompts("entities", many, 6, seed=1)
     assert similar_prompts("entities", many, 2, seed=1) == first[:2]
     assert similar_prompts("entities", many, 6, seed=2) != first
+    twice = similar_prompts("entities", [TWO[0], replace(TWO[0], id="other")], 2, seed=1)
+    assert twice[0].donors != twice[1].donors  # one text's copies are drawn by its id
 
 
 def words(text: str) -> int:

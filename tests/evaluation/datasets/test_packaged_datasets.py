@@ -45,6 +45,12 @@ def test_an_unknown_scenario_and_an_empty_run_are_refused() -> None:
         dataset_named("pairs").build("paraphrase", material(), 0, None)
 
 
+def test_one_paper_overlaps_with_another_that_is_not_asked_about() -> None:
+    (example,) = dataset_named("aclsum").build("overlap-40", material(), 1, None)
+    words = [set(body(messages).split()) for messages in (example.donors[0], example.target)]
+    assert len(words[0] - words[1]) > 50
+
+
 def test_translations_go_both_ways() -> None:
     there = dataset_named("translations").build("long", material(), 2, None)
     back = dataset_named("translations").build("modern", material(), 2, None)
@@ -60,6 +66,7 @@ def test_facts_ask_each_question_with_the_fact_it_is_about() -> None:
         assert example.fact == question
         assert example.gold == f"{question.stem} {question.target}"
         assert pair.donor in body(example.donors[0])
+        assert pair.donor in body(example.donor_text)
         assert body(example.target) == body(example.donor_text).replace(pair.donor, pair.target)
         assert body(example.target) == body(example.no_context).replace(
             "\n\n", f"\n\n{pair.target}\n\n", 1

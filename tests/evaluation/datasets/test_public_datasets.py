@@ -104,6 +104,7 @@ def test_a_set_is_read_by_its_public_schema(name: str, tmp_path: Path) -> None:
         examples = dataset.build(scenario, material(), 5, tmp_path)
         assert examples == dataset.build(scenario, material(), 5, tmp_path)
         assert len({example.id for example in examples}) == 5
+        assert len(dataset.build(scenario, material(), 1, tmp_path)) == 1
         for example in examples:
             number = int(example.id) - 1  # lines count from 1
             assert text(number) in body(example.target)
