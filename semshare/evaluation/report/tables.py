@@ -46,15 +46,9 @@ def quality_table(summaries: Sequence[Summary]) -> list[list[str]]:
     columns = [
         metric for metric in _QUALITY_COLUMNS if any(metric.name in one.means for one in summaries)
     ]
-    head = [
-        "method",
-        "n",
-        COMPUTE.label,
-        *(metric.label for metric in columns),
-        _KL_DIFFERENCE.label,
-    ]
+    labels = [metric.label for metric in (COMPUTE, *columns, _KL_DIFFERENCE)]
     return [
-        head,
+        ["method", "n", *labels],
         *(
             [
                 one.method,
