@@ -49,7 +49,7 @@ def eval_run(
     them to the same folder.
     """
     with starting():
-        from semshare.evaluation.methods import METHODS, method_named  # noqa: PLC0415
+        from semshare.evaluation.methods.registry import METHODS, method_named  # noqa: PLC0415
         from semshare.evaluation.report import write_report  # noqa: PLC0415
         from semshare.evaluation.report.summary import summarize  # noqa: PLC0415
         from semshare.evaluation.report.tables import brief  # noqa: PLC0415

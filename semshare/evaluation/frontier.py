@@ -13,7 +13,7 @@ from semshare import InvalidRequest, ReusePolicy, SemShare
 from semshare.config import SELECTION_NAMES
 from semshare.evaluation.bounds import Record
 from semshare.evaluation.datasets import dataset_named
-from semshare.evaluation.methods import METHODS
+from semshare.evaluation.methods.registry import METHODS
 from semshare.evaluation.methods.base import PolicyMethod
 from semshare.evaluation.report.summary import Summary, pareto, summarize
 from semshare.evaluation.run import RunSpec, run_evaluation
