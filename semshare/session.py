@@ -88,7 +88,7 @@ class Session:
             budget_bytes=config.kv_budget_bytes,
             page_size=config.page_size,
         )
-        lsh = TokenLSH(self.model.embedding_weight)
+        self.lsh = TokenLSH(self.model.embedding_weight)
         if embedder is None and config.embedder == "sentence":
             embedder = SentenceEmbedder(tokenizer.decode)
         compressed = CompressedView(self.pool) if config.donor_format == "int8" else None
@@ -97,13 +97,13 @@ class Session:
         )
         self.token_texts = TokenTexts(tokenizer)
         self.planner = Planner(
-            self.library, self.pool, lsh, self.token_texts, config, self.model.n_layers
+            self.library, self.pool, self.lsh, self.token_texts, config, self.model.n_layers
         )
         self.executor = Executor(self.model, self.pool, compressed)
         self.monitor = DivergenceMonitor()
         self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self.eos = eos_ids(hf_model, tokenizer)
-        self.keeper = Keeper(self.library, lsh, self.token_texts)
+        self.keeper = Keeper(self.library, self.lsh, self.token_texts)
         self.counters: Counter[str] = Counter()
         self._serving: WeakSet[Served] = WeakSet()  # whose KV may be kept yet
         self.lock = FairLock(on_release=let_go_of_threads)

@@ -138,6 +138,31 @@ def align_fuzzy(
         builder.set_tokens(rest[~same], TokenSource.FUZZY, candidate.name, position[~same])
 
 
+def align_nearest(
+    builder: AlignmentBuilder, ids: Ids, candidate: FuzzyCandidate, lsh: TokenLSH
+) -> None:
+    """Map all that is unmatched to the donor's token with the nearest code, wherever it stands.
+
+    The published matching (SemShareKV, arXiv 2509.24832): the codes carry the positions, so that of
+    equal tokens the one at the same place is nearest, but order is asked for nowhere.
+
+    Args:
+        builder: holds the prefix; every other token is added.
+        ids: `[n]` of the target.
+        candidate: the donor.
+        lsh: codes the target's tokens.
+
+    """
+    free = np.flatnonzero(builder.source == TokenSource.FRESH)
+    centre = torch.from_numpy(free)
+    anywhere = max(len(ids), len(candidate.ids))
+    nearest = nearest_codes(lsh.encode(ids[free], free), candidate.codes, centre, anywhere)
+    position = nearest[:, 0].numpy().astype(np.int32)
+    same = ids[free] == candidate.ids[position]
+    builder.set_tokens(free[same], TokenSource.SPAN, candidate.name, position[same])
+    builder.set_tokens(free[~same], TokenSource.FUZZY, candidate.name, position[~same])
+
+
 def _best_donor(partners: Sequence[Positions], free: Mask) -> NDArray[np.int64]:
     """`[n]` index of the donor that shares most ids around each token, −1 where none does.
 

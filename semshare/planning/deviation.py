@@ -21,12 +21,19 @@ def shrinking_schedule(candidates: Positions, n_layers: int, budget: int) -> Dev
     From 1.5 × the budget in the second layer down to 0.5 × in the last: deviations are larger in
     shallow layers and their positions correlate across layers (SemShareKV, section 4).
     """
-    sizes = np.linspace(1.5, 0.5, max(n_layers - 1, 1)) * budget
-    keep = [len(candidates), *np.ceil(sizes).astype(int).tolist()][:n_layers]
-    return DeviationSchedule(
-        keep=tuple(min(int(k), len(candidates)) for k in keep),
-        candidates=candidates,
-    )
+    return schedule_of(candidates, np.linspace(1.5, 0.5, n_layers - 1) * budget)
+
+
+def schedule_of(candidates: Positions, sizes: NDArray[np.float64]) -> DeviationSchedule:
+    """One full layer, then so many tokens in each of the others.
+
+    Args:
+        candidates: rows that may be chosen.
+        sizes: `[n_layers − 1]`, none larger than the one before; rounded up.
+
+    """
+    kept = np.minimum(np.ceil(sizes).astype(int), len(candidates))
+    return DeviationSchedule(keep=(len(candidates), *kept.tolist()), candidates=candidates)
 
 
 def keep_most_deviating(

@@ -47,7 +47,7 @@ def _tail(inputs: SelectionInputs) -> Scores:
 
 def _first_k(inputs: SelectionInputs) -> Scores:
     """EPIC (arXiv 2410.15332): the first tokens of each reused run, all runs alike."""
-    return 1.0 / (1.0 + _offset_in_run(inputs.alignment).astype(np.float32))
+    return 1.0 / (1.0 + offset_in_run(inputs.alignment).astype(np.float32))
 
 
 def _query_attention(inputs: SelectionInputs) -> Scores:
@@ -89,7 +89,7 @@ def run_heads(alignment: Alignment, most: int) -> Mask:
     starts = _run_starts(alignment)
     lengths = np.diff(np.append(np.flatnonzero(starts), len(starts)))
     heads = np.where(lengths >= HEADED_RUN, np.minimum(lengths // HEAD_SHARE, most), 0)
-    in_head = _offset_in_run(alignment) < np.repeat(heads, lengths)
+    in_head = offset_in_run(alignment) < np.repeat(heads, lengths)
     mask: Mask = in_head & (alignment.source == TokenSource.SPAN)
     return mask
 
@@ -101,7 +101,7 @@ def _run_starts(alignment: Alignment) -> Mask:
     return starts
 
 
-def _offset_in_run(alignment: Alignment) -> NDArray[np.int64]:
+def offset_in_run(alignment: Alignment) -> NDArray[np.int64]:
     """`[n]` how many tokens into its run each token is."""
     index = np.arange(len(alignment.source))
     return index - np.maximum.accumulate(np.where(_run_starts(alignment), index, 0))

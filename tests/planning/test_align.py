@@ -20,6 +20,7 @@ from semshare.planning.align import (
     AlignmentBuilder,
     FuzzyCandidate,
     align_fuzzy,
+    align_nearest,
     common_subsequence,
 )
 from semshare.types import Ids, TokenSource
@@ -243,3 +244,29 @@ def test_every_matched_token_names_a_real_donor_token(
         # Stretches may take turns; within one donor's run of text the order is kept.
         mine = found.position[found.in_order & (found.donor == donor)]
         assert np.all(np.diff(mine) > 0)
+
+
+@examples(60)
+@given(
+    st.lists(st.integers(0, 63), min_size=1, max_size=20),
+    st.lists(st.integers(0, 63), min_size=1, max_size=20),
+    st.integers(0, 5),
+)
+def test_every_token_is_mapped_to_the_nearest_code_of_the_whole_donor(
+    target: list[int], donor: list[int], prefix: int
+) -> None:
+    prefix = min(prefix, len(target) - 1)
+    builder = AlignmentBuilder(len(target))
+    builder.set_prefix(prefix, None)
+    align_nearest(builder, ids(target), candidate("d", donor), LSH)
+    found = builder.build()
+    assert found.source[:prefix].tolist() == [PREFIX] * prefix
+    for at in range(prefix, len(target)):
+        # Fewest differing bits, then the nearest place, then the earlier one.
+        nearest = min(
+            range(len(donor)), key=lambda p: ((target[at] ^ donor[p]).bit_count(), abs(p - at), p)
+        )
+        assert found.position[at] == nearest
+        assert found.source[at] == (SPAN if target[at] == donor[nearest] else FUZZY)
+        assert found.donors[found.donor[at]] == "d"
+    assert not found.in_order[prefix:].any()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import examples
 
-from semshare.planning.deviation import keep_most_deviating, shrinking_schedule
+from semshare.planning.deviation import keep_most_deviating, schedule_of, shrinking_schedule
 from semshare.types import DeviationSchedule
 
 
@@ -33,6 +33,13 @@ def test_schedules_start_full_only_shrink_and_spend_the_budget(
 def test_a_schedule_by_hand() -> None:
     schedule = shrinking_schedule(np.arange(50, dtype=np.int32), 6, 10)
     assert schedule.keep == (50, 15, 13, 10, 8, 5)  # 15, 12.5, 10, 7.5, 5 rounded up
+
+
+def test_any_sizes_make_a_schedule_rounded_up_and_never_more_than_there_are() -> None:
+    candidates = np.array([3, 4, 8, 9, 11], np.int32)
+    schedule = schedule_of(candidates, np.array([7.0, 2.1, 2.0, 0.0]))
+    assert schedule.keep == (5, 5, 3, 2, 0)
+    np.testing.assert_array_equal(schedule.candidates, candidates)
 
 
 # Rows at 3, 5, 6, 8; those at 5, 6 and 8 are candidates.
