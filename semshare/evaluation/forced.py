@@ -1,7 +1,9 @@
-"""A given answer decoded step by step: what the model thought at each position, and for how long.
+"""Answers decoded step by step by themselves: what the model thought at each position, and for
+how long.
 
-The steps are those of `semshare.engine.scheduler`, repairs included. Only who picks the tokens is
-another, so that runs under different policies are compared position by position.
+The steps are those of `semshare.engine.scheduler`, repairs included. Who picks the tokens may be
+another, so that runs under different policies are compared position by position, and nothing need
+stay behind.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from semshare import Provenance, ReusePolicy, SemShare
+from semshare import Answer, Provenance, ReusePolicy, SemShare
 from semshare.config import DEFAULT_NAMESPACE
 from semshare.engine.continuation import Continuation
 from semshare.engine.generation import Generation, Request
 from semshare.engine.prompts import eos_ids
 from semshare.engine.sampling import Picked, Sampler, SamplingParams
+from semshare.engine.served import Served
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import PromptTooLong
 from semshare.kv.sequence import KVSequence
@@ -56,6 +59,7 @@ def decode_forced(
     n: int,
     policy: ReusePolicy,
     namespace: str = DEFAULT_NAMESPACE,
+    leaves_nothing: bool = False,
 ) -> ForcedAnswer:
     """Answer one prompt with given tokens. Nobody else is served meanwhile.
 
@@ -65,6 +69,7 @@ def decode_forced(
         tokens: `[n]` the answer; None: the greedy one that does not end before n tokens.
         n: tokens of the answer.
         policy, namespace: as for `SemShare.stream`.
+        leaves_nothing: no later prompt begins with its KV, even where it is exact.
 
     Raises:
         PromptTooLong: prompt and answer don't fit the model's context.
@@ -79,7 +84,8 @@ def decode_forced(
     sampler = _Recorder(SamplingParams(logit_bias=without_end(engine)), tokens)
     seconds = [0.0]
     with session.lock, torch.inference_mode():
-        scheduler = session.new_scheduler(_Stages(session, sampler))
+        stages = _Stages(session, sampler, leaves_nothing=leaves_nothing)
+        scheduler = session.new_scheduler(stages)
         generation = scheduler.submit(Request(ids, policy, namespace, max_tokens=n), watch)
         while not generation.ended:
             before = watch.elapsed_s
@@ -94,6 +100,37 @@ def decode_forced(
     return ForcedAnswer(
         picked, torch.stack(sampler.logits), seconds[: len(picked)], generation.prompt.provenance
     )
+
+
+def answer_alone(
+    engine: SemShare, prompt: Prompt, *, max_tokens: int, policy: ReusePolicy, namespace: str
+) -> Answer:
+    """A greedy answer that leaves no KV behind. Nobody else is served meanwhile.
+
+    Args:
+        engine: the model, its pool and its donors.
+        prompt: text, chat messages or token ids.
+        max_tokens, policy, namespace: as for `SemShare.stream`.
+
+    Raises:
+        PromptTooLong: prompt and answer don't fit the model's context.
+        PoolExhausted: no KV slots, and nothing left to evict.
+
+    """
+    session = engine.session
+    watch = Stopwatch()
+    ids = session.encoder.prompt_ids(prompt)
+    if len(ids) + max_tokens > engine.max_context:
+        raise PromptTooLong(len(ids) + max_tokens, engine.max_context)
+    with session.lock, torch.inference_mode():
+        scheduler = session.new_scheduler(_Stages(session, None, leaves_nothing=True))
+        generation = scheduler.submit(Request(ids, policy, namespace, max_tokens), watch)
+        while not generation.ended:
+            scheduler.step()
+    if generation.error is not None:
+        raise generation.error
+    (answer,) = (delta.answer for delta in generation.outbox if delta.answer is not None)
+    return answer
 
 
 class _Recorder(Sampler):
@@ -113,21 +150,30 @@ class _Recorder(Sampler):
 
 
 class _Stages:
-    """A session's stages, but for who picks the tokens (`semshare.engine.stages`)."""
+    """A session's stages (`semshare.engine.stages`), but for who picks the tokens, if `sampler` is
+    given, and what is kept.
+    """
 
-    def __init__(self, session: Session, sampler: Sampler) -> None:
+    def __init__(self, session: Session, sampler: Sampler | None, *, leaves_nothing: bool) -> None:
         self._session = session
         self._sampler = sampler
-        self.begin = session.begin
+        self._leaves_nothing = leaves_nothing
         self.prefilled = session.prefilled
         self.exact_plan = session.exact_plan
         self.repaired = session.repaired
         self.answer = session.answer
+
+    def begin(self, request: Request, watch: Stopwatch, *, in_full_if_short: bool) -> Served:
+        """The session's, forgotten from the start if nothing is to stay."""
+        served = self._session.begin(request, watch, in_full_if_short=in_full_if_short)
+        served.forgotten = self._leaves_nothing
+        return served
 
     def continuation(
         self, generation: Generation, index: int, sequence: KVSequence
     ) -> Continuation:
         """The session's, with the sampler."""
         one = self._session.continuation(generation, index, sequence)
-        one.sampler = self._sampler
+        if self._sampler is not None:
+            one.sampler = self._sampler
         return one
