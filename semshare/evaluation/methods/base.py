@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,11 +14,18 @@ from torch import Tensor
 
 from semshare import Provenance, ReusePolicy, SemShare, Timings
 from semshare.engine.generation import Request
+from semshare.engine.served import Planned
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import PromptTooLong
 from semshare.evaluation.material import Example
-from semshare.session import Planning
-from semshare.types import Prompt
+from semshare.planning.planner import Draft
+from semshare.session import Planning, Session
+from semshare.types import Ids, Prompt, ReusePlan
+
+# `Planning` but for the session, which a method learns with the engine.
+SessionPlanning = Callable[[Session, Ids, ReusePolicy, str, Stopwatch], Planned]
+# Makes another plan of what the library found and would do.
+Change = Callable[[Session, Draft, ReusePlan], ReusePlan]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +69,73 @@ class Outcome:
 class Method(Protocol):
     """One way to serve a prompt, named as the evaluation's tables name it."""
 
-    name: str
-    about: str  # one line, with the paper it comes from
+    @property
+    def name(self) -> str:
+        """As `--methods` takes it."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """One line, with the paper it comes from."""
+        ...
+
+    def applies(self, example: Example) -> bool:
+        """Whether the example has what it needs; a control may want a prompt that not all have."""
+        ...
 
     def run(self, engine: SemShare, example: Example, task: Task) -> Outcome:
         """Serve the example's target. Donors stay as they are, so that the next finds the same."""
         ...
 
 
+class ForEveryExample:
+    """A method that any example has all that it needs for."""
+
+    __slots__ = ()
+
+    def applies(self, example: Example) -> bool:
+        """To every example."""
+        del example
+        return True
+
+
 @dataclass(frozen=True, slots=True)
-class PolicyMethod:
-    """A method that is a reuse policy, and no more.
+class PolicyMethod(ForEveryExample):
+    """A method that is a reuse policy, and perhaps another way to make the plan.
 
     Args:
         name, about: see `Method`.
         policy: of each request.
+        planning: makes the plan in the session's place; `Session.plan` if None.
 
     """
 
     name: str
     about: str
     policy: ReusePolicy
+    planning: SessionPlanning | None = None
 
     def run(self, engine: SemShare, example: Example, task: Task) -> Outcome:
         """Serve the target under the policy."""
-        return serve(engine, example.target, self.policy, task)
+        planning = self.planning and partial(self.planning, engine.session)
+        return serve(engine, example.target, self.policy, task, planning)
+
+
+def changed(change: Change) -> SessionPlanning:
+    """The session's own stages up to the plan, which `change` then replaces.
+
+    Other than in `Session.plan` an error is raised: a method that can't plan has no figures.
+    """
+
+    def planning(
+        session: Session, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch
+    ) -> Planned:
+        draft = session.draft(ids, policy, namespace, watch)
+        with watch.measure("plan"):
+            plan = change(session, draft, session.planner.finish(draft))
+        return Planned(plan, policy.mode, draft.found.prefix_owners)
+
+    return planning
 
 
 def serve(
