@@ -35,6 +35,9 @@ def eval_run(
         str | None, typer.Option(help="Lengths of a target, with commas; the scenario's own.")
     ] = None,
     limit: Examples = 4,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer; the dataset's own.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the rows and reports.")] = Path("eval"),
     split: SplitName = "test",
     seed: Seed = 0,
@@ -60,6 +63,7 @@ def eval_run(
         scenarios=_names(scenario),
         lengths=_lengths(tokens),
         limit=limit,
+        answer_tokens=answer_tokens,
         split=split_named(split),
         seed=seed,
         data_dir=data_dir,

@@ -13,8 +13,8 @@ from semshare import InvalidRequest, ReusePolicy, SemShare
 from semshare.config import SELECTION_NAMES
 from semshare.evaluation.bounds import Record
 from semshare.evaluation.datasets import dataset_named
-from semshare.evaluation.methods.registry import METHODS
 from semshare.evaluation.methods.base import PolicyMethod
+from semshare.evaluation.methods.registry import METHODS
 from semshare.evaluation.report.summary import Summary, pareto, summarize
 from semshare.evaluation.run import RunSpec, run_evaluation
 from semshare.evaluation.texts import Split
@@ -98,7 +98,14 @@ def run_frontier(
         raise InvalidRequest("no budgets: name at least one value of recompute")
     swept = candidates(selections or SELECTION_NAMES, budgets)
     scenario = scenario or dataset_named(dataset).scenarios[0]
-    spec = RunSpec((dataset,), (scenario,), () if tokens is None else (tokens,), limit, split, seed)
+    spec = RunSpec(
+        (dataset,),
+        (scenario,),
+        lengths=() if tokens is None else (tokens,),
+        limit=limit,
+        split=split,
+        seed=seed,
+    )
     methods = [*(METHODS[name] for name in REFERENCES), *(one.method for one in swept)]
     rows, setting = run_evaluation(
         spec, methods, out, model=model, dtype=dtype, engine=engine, progress=progress
@@ -114,7 +121,7 @@ def run_frontier(
             loss=lambda one: by_name[one.method.name].means["kl"].mean,
         )
     }
-    points = [
+    points: list[Record] = [
         {
             "selection": one.selection,
             "recompute": one.recompute,

@@ -44,6 +44,7 @@ class RunSpec:
     scenarios: names; empty for all that each dataset has but `rewrite`.
     lengths:   tokens of a target, each scenario at each of them; empty for the scenario's own.
     limit:     examples of each scenario and length.
+    answer_tokens: most tokens of an answer, and of the scored text; None: the dataset's own.
     split:     of the texts. Tune on `val`, report `test`.
     seed:      orders the texts.
     data_dir:  folder of the user's own files; None: `SEMSHARE_DATA`.
@@ -53,12 +54,18 @@ class RunSpec:
     scenarios: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
     limit: int = 4
+    answer_tokens: int | None = None
     split: Split = "test"
     seed: int = 0
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name, values in (("limit", (self.limit,)), ("tokens", self.lengths)):
+        answer = () if self.answer_tokens is None else (self.answer_tokens,)
+        for name, values in (
+            ("limit", (self.limit,)),
+            ("tokens", self.lengths),
+            ("answer_tokens", answer),
+        ):
             for value in values:
                 if value < 1:
                     raise InvalidRequest(f"{name} is {value}: it must be at least 1")
@@ -78,6 +85,7 @@ class Case:
     scenario: str
     length: int  # tokens that were asked for
     example: Example
+    answer_tokens: int
 
 
 def run_evaluation(
@@ -133,13 +141,14 @@ def run_evaluation(
 def _cases(engine: SemShare, spec: RunSpec) -> Iterator[Case]:
     folder = None if spec.data_dir is None else Path(spec.data_dir)
     for dataset in map(dataset_named, spec.datasets):
+        answer_tokens = spec.answer_tokens or dataset.max_tokens
         for scenario in _scenarios(dataset, spec):
             for tokens in spec.lengths or (_own_length(scenario),):
                 material = Material(
                     lambda messages: len(engine.encode(messages)), tokens, spec.seed, spec.split
                 )
                 for example in dataset.build(scenario, material, spec.limit, folder):
-                    yield Case(dataset, scenario, tokens, example)
+                    yield Case(dataset, scenario, tokens, example, answer_tokens)
 
 
 def _scenarios(dataset: Dataset, spec: RunSpec) -> list[str]:
@@ -174,7 +183,7 @@ def _rows(
         engine.remember(donor, namespace=_NAMESPACE)
     build_s = time.perf_counter() - started
     try:
-        task = Task(_NAMESPACE, _continuation(engine, case), case.dataset.max_tokens)
+        task = Task(_NAMESPACE, _continuation(engine, case), case.answer_tokens)
         if warm_up:  # memory is mapped and code is loaded by one that is not timed
             for method in missing:
                 note(f"warming up {method.name}")
@@ -206,8 +215,9 @@ def _continuation(engine: SemShare, case: Case) -> list[int]:
     gold = case.example.gold
     if gold is not None:
         ids = engine.tokenizer(gold, add_special_tokens=False)["input_ids"]
-        return list(ids[: case.dataset.max_tokens])
-    blank = Task(_NAMESPACE, [0], OWN_ANSWER_TOKENS)
+        # A fact comes last in its answer, so that one is never cut.
+        return list(ids if case.example.fact else ids[: case.answer_tokens])
+    blank = Task(_NAMESPACE, [0], min(case.answer_tokens, OWN_ANSWER_TOKENS))
     answer = FULL.run(engine, case.example, blank)
     # An empty answer is scored as its end token.
     return answer.token_ids or [int(answer.logits[0].argmax())]
@@ -221,6 +231,7 @@ def _setting(engine: SemShare, spec: RunSpec, methods: Sequence[Method]) -> dict
         "dtype": engine.dtype,
         "split": spec.split,
         "seed": spec.seed,
+        "answer_tokens": spec.answer_tokens,
         "machine": machine(),
         "versions": versions(),
     }
@@ -230,13 +241,13 @@ def _claim(out: Path, setting: dict[str, Any]) -> dict[str, Any]:
     """Note in the folder what its rows are of, and return the setting of all that it holds.
 
     Raises:
-        InvalidRequest: it holds rows of another model, dtype, split or seed.
+        InvalidRequest: it holds rows of another model, dtype, split, seed or length of answers.
 
     """
     path = out / RUN
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("model", "dtype", "split", "seed"):
+        for name in ("model", "dtype", "split", "seed", "answer_tokens"):
             if before[name] != setting[name]:
                 raise InvalidRequest(
                     f"{out} holds rows of {name} {before[name]!r}, not {setting[name]!r}: choose "

@@ -139,7 +139,9 @@ def _with_gold(
     score = metrics.task_score(metric, accepted, row.answer)
     if metric == "accuracy":
         return replace(row, right=score == 1.0)
-    return replace(row, **{metric: score})  # a field of the metric's name
+    if metric == "edit_similarity":
+        return replace(row, edit_similarity=score)
+    return replace(row, token_f1=score)
 
 
 def _text(messages: Messages) -> str:
