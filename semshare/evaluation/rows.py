@@ -115,7 +115,9 @@ class Row:
             raise InvalidRequest(
                 f"a row with other fields than this version's ({wrong}): choose another --out"
             )
-        return cls(**values)
+        sources = values["sources"]
+        runs = None if sources is None else [(name, count) for name, count in sources]
+        return cls(**{**values, "sources": runs})
 
 
 class RowFile:
