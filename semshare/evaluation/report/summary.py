@@ -17,7 +17,7 @@ from semshare.evaluation.statistics import Estimate, estimate, paired_difference
 T = TypeVar("T")
 
 FULL, NO_CONTEXT, OURS, FLOOR = "full", "no_context", "semshare", "rerun"
-Kind = Literal["contender", "reference", "control"]
+Kind = Literal["contender", "reference", "control", "variant"]
 _KINDS: dict[str, Kind] = {
     FULL: "reference",
     FLOOR: "reference",
@@ -25,6 +25,7 @@ _KINDS: dict[str, Kind] = {
     "random_map": "control",
     "donor_text": "control",
     NO_CONTEXT: "control",
+    "semshare_repair": "variant",  # ours, with the rest computed after the first token
 }
 
 
@@ -44,6 +45,7 @@ class Metric:
 
 COMPUTE = Metric("compute_fraction", "compute", -1)
 KL = Metric("kl", "KL", -1)
+LIKELIHOOD = Metric("log_likelihood", "log-lik.", 1)
 PGR = Metric("pgr", "PGR", 1)  # of no single row
 RIGHT = Metric("right", "right", 1)
 METRICS = (
@@ -51,7 +53,7 @@ METRICS = (
     Metric("hit_rate", "reused", 1),
     KL,
     Metric("top1", "top-1", 1),
-    Metric("log_likelihood", "log-lik.", 1),
+    LIKELIHOOD,
     Metric("rouge1", "ROUGE-1", 1),
     Metric("rouge2", "ROUGE-2", 1),
     Metric("rouge_l", "ROUGE-L", 1),
@@ -80,11 +82,12 @@ class Group:
 class Summary:
     """One method in one group.
 
-    kind:           contenders are compared; references and controls say what figures mean.
+    kind:           contenders are compared; references and controls say what figures mean, and a
+                    variant is compared with what it varies.
     n:              examples.
     tokens:         of the prompts, mean.
     means:          name of a metric → its mean; metrics that no row has are missing.
-    kl_difference:  KL − `semshare`'s, example by example; None without it.
+    differences:    name of a metric → its mean minus `semshare`'s, example by example.
     ttft_p50, ttft_p95: seconds.
     speedup:        median over examples of full prefill's time to first token ÷ this one's.
     decode_s:       median seconds a token.
@@ -101,7 +104,7 @@ class Summary:
     n: int
     tokens: float
     means: dict[str, Estimate]
-    kl_difference: Estimate | None
+    differences: dict[str, Estimate]
     ttft_p50: float
     ttft_p95: float
     speedup: float | None
@@ -146,7 +149,7 @@ def _summary(group: Group, method: str, by_method: dict[str, list[Row]]) -> Summ
         n=len(rows),
         tokens=fmean(row.tokens for row in rows),
         means=_means(rows, by_method),
-        kl_difference=_kl_difference(rows, _by_example(by_method.get(OURS, ()))),
+        differences=_differences(rows, _by_example(by_method.get(OURS, ()))),
         ttft_p50=median(times),
         ttft_p95=float(np.quantile(times, 0.95)),
         speedup=median(speedups) if speedups else None,
@@ -190,9 +193,18 @@ def _pgr(rows: Sequence[Row], by_method: dict[str, list[Row]]) -> Estimate | Non
     return ratio_of_means(*zip(*gaps, strict=True)) if gaps else None
 
 
-def _kl_difference(rows: Sequence[Row], ours: dict[str, Row]) -> Estimate | None:
-    pairs = [(row.kl, ours[row.example].kl) for row in rows if row.example in ours]
-    return paired_difference(*zip(*pairs, strict=True)) if pairs else None
+def _differences(rows: Sequence[Row], ours: dict[str, Row]) -> dict[str, Estimate]:
+    found = {}
+    for metric in METRICS:
+        pairs = [
+            (getattr(row, metric.name), getattr(ours[row.example], metric.name))
+            for row in rows
+            if row.example in ours
+        ]
+        known = [(float(a), float(b)) for a, b in pairs if a is not None and b is not None]
+        if known:
+            found[metric.name] = paired_difference(*zip(*known, strict=True))
+    return found
 
 
 def _by_position(several: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -231,6 +243,18 @@ def frontier(summaries: Sequence[Summary], quality: Metric) -> list[Summary]:
         cost=lambda one: one.means[COMPUTE.name].mean,
         loss=lambda one: -quality.direction * one.means[quality.name].mean,
     )
+
+
+def is_clear(one: Summary, quality: Metric) -> bool:
+    """Whether the interval of its difference to `semshare` leaves out 0.
+
+    PGR is one linear function of the likelihood for all methods of a group, so that decides it.
+    """
+    name = LIKELIHOOD.name if quality is PGR else quality.name
+    found = one.differences.get(name)
+    if found is None or found.low is None or found.high is None:
+        return False
+    return found.low > 0 or found.high < 0
 
 
 def beaten_by(summaries: Sequence[Summary], quality: Metric) -> list[Summary]:

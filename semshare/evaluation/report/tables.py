@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from semshare.evaluation.report.summary import (
     COMPUTE,
+    KL,
     METRICS,
     OURS,
     PGR,
@@ -15,6 +16,7 @@ from semshare.evaluation.report.summary import (
     Summary,
     beaten_by,
     frontier,
+    is_clear,
 )
 from semshare.evaluation.statistics import Estimate
 
@@ -55,7 +57,7 @@ def quality_table(summaries: Sequence[Summary]) -> list[list[str]]:
                 str(one.n),
                 figure(COMPUTE, one.means.get(COMPUTE.name)),
                 *(figure(metric, one.means.get(metric.name)) for metric in columns),
-                figure(_KL_DIFFERENCE, one.kl_difference),
+                figure(_KL_DIFFERENCE, one.differences.get(KL.name)),
             ]
             for one in summaries
         ),
@@ -109,9 +111,11 @@ def frontier_lines(summaries: Sequence[Summary]) -> list[str]:
         if not best:
             continue
         line = f"Compute against {quality.label}, the frontier: {', '.join(best)}."
-        winners = [one.method for one in beaten_by(summaries, quality)]
-        if winners:
-            line += f" {', '.join(winners)}: less compute than {OURS} and a better {quality.label}."
+        for winner in beaten_by(summaries, quality):
+            doubt = "" if is_clear(winner, quality) else ", within the noise"
+            line += (
+                f" {winner.method}: less compute than {OURS} and a better {quality.label}{doubt}."
+            )
         lines.append(line)
     return lines
 
