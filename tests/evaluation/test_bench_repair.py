@@ -12,7 +12,7 @@ from tiny import EOS_ID, tiny_engine
 from semshare import BenchmarkRefused, InvalidRequest, PromptTooLong, ReusePolicy
 from semshare.evaluation import bench_repair
 from semshare.evaluation.bench_repair import BINS, run_repair
-from semshare.evaluation.forced import decode_forced, without_end
+from semshare.evaluation.forced import answer_alone, decode_forced, without_end
 from semshare.evaluation.measure import FULL
 
 PROMPT = "A text of which a tiny random model makes what it makes. " * 6
@@ -45,6 +45,20 @@ def test_an_answer_that_does_not_fit_is_refused() -> None:
     n = engine.max_context
     with pytest.raises(PromptTooLong):
         decode_forced(engine, PROMPT, tokens=None, n=n, policy=FULL)
+    with pytest.raises(PromptTooLong):
+        answer_alone(engine, PROMPT, max_tokens=n, policy=FULL, namespace="default")
+
+
+def test_an_answer_alone_is_that_of_generate_and_no_later_prompt_finds_it() -> None:
+    engine, exact = tiny_engine(), ReusePolicy(mode="prefix")
+    alone = answer_alone(engine, PROMPT, max_tokens=12, policy=exact, namespace="default")
+    decode_forced(engine, PROMPT, tokens=GIVEN, n=8, policy=exact, leaves_nothing=True)
+    assert engine.stats()["pool_bytes"] == 0
+    generated = engine.generate(PROMPT, max_tokens=12, policy=exact)
+    assert generated.provenance.counts["prefix"] == 0
+    assert (alone.token_ids, alone.text) == (generated.token_ids, generated.text)
+    assert alone.timings.ttft_s > 0
+    assert engine.stats()["pool_bytes"] > 0
 
 
 def test_repair_leaves_nothing_but_rounding_from_where_the_record_says() -> None:
