@@ -1,6 +1,6 @@
 """CacheBlend (arXiv 2405.16444): identical text, then the rows whose KV deviates most.
 
-As in the paper, section 4.3: the first layer is computed for every token, the second compares the
+As in the paper: the first layer is computed for every token, the second compares the
 KV it computes with the reused one, and each layer filters the rows that are left, somewhat more
 than the ratio at first and less at the end. Its published code picks once, by the values of the
 second layer.
@@ -20,7 +20,7 @@ from semshare.session import Session
 from semshare.types import ReusePlan, TokenSource
 
 RATIO = 0.16  # of the reused tokens, on average over the layers: its code's default
-# The paper has the second layer's ratio "slightly higher" than that, and gives no number.
+# Ours: the second layer's share of that. The paper filters gradually; no number could be checked.
 FIRST = 1.2
 
 
