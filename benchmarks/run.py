@@ -42,19 +42,34 @@ COMMANDS = {
     "kernels": "bench kernels --json",
     "kernel-check": "kernels check --json",
 }
+# All methods on all kinds of scenarios, into one folder: `benchmarks/results/eval/`.
+EVALUATION = "eval"
+EVALUATIONS = (
+    "--dataset aclsum --scenario shifted --limit 4",
+    "--dataset pairs --limit 6",
+    "--dataset facts --limit 20",
+    "--dataset translations --scenario long --tokens 500,1000,2000 --limit 2",
+    "--dataset aclsum --limit 2 "
+    "--scenario multi_donor,prefix,unrelated,reordered,overlap-60,entities,synonyms",
+    "--dataset translations --scenario long --tokens 4000,5000,6000 --limit 1",
+)
 MAX_LINES = 1000  # longer records are one line
 
 
 def main(names: list[str]) -> int:
     """Run the named benchmarks, or all; the exit status counts those that gave no record."""
     console = Console(stderr=True)
-    unknown = [name for name in names if name not in COMMANDS]
+    known = [*COMMANDS, EVALUATION]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        console.print(f"unknown: {', '.join(unknown)}. Choose from {', '.join(COMMANDS)}.")
+        console.print(f"unknown: {', '.join(unknown)}. Choose from {', '.join(known)}.")
         return 2
     failed = 0
-    for name in names or list(COMMANDS):
+    for name in names or known:
         console.rule(name)
+        if name == EVALUATION:
+            failed += not _evaluate()
+            continue
         program = [sys.executable, "-m", "semshare.cli", *shlex.split(COMMANDS[name])]
         done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
         try:
@@ -69,6 +84,19 @@ def main(names: list[str]) -> int:
         (RESULTS / f"{name}.json").write_text(text + "\n")
     tables.write()
     return failed
+
+
+def _evaluate() -> bool:
+    """Run what is missing of the evaluation; rows that are there stay."""
+    options = shlex.split(f"--answer-tokens 32 --out {RESULTS / EVALUATION}")
+    return all(
+        subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "semshare.cli", "eval", "run", *shlex.split(one), *options],
+            check=False,
+        ).returncode
+        == 0
+        for one in EVALUATIONS
+    )
 
 
 if __name__ == "__main__":

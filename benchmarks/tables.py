@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from semshare.evaluation.report.summary import COMPUTE, KL, RIGHT, Group, Summary, summarize
+from semshare.evaluation.report.tables import ABSENT
+from semshare.evaluation.rows import RowFile
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README, KERNELS_README = ROOT / "README.md", ROOT / "kernels" / "README.md"
@@ -26,6 +30,13 @@ ORDER = (
     "ttft-unrelated-1200",
 )
 
+# Of the evaluation's scenarios those that the README shows; its report has all.
+EVALUATION = (
+    Group("aclsum", "shifted", 1200),
+    Group("pairs", "paraphrase", 1600),
+    Group("translations", "long", 5000),
+    Group("facts", "swapped", 1200),
+)
 SERVING = ("throughput", "memory", "repair")
 KERNELS = ("decode", "kernels", "kernel-check")
 
@@ -48,6 +59,7 @@ def tables() -> str:
             _ttft(records),
             _machines(records),
             _facts(records.get("facts")),
+            _evaluation(),
             _serving(serving),
             _retention(records.get("retention")),
             _start(records.get("start")),
@@ -125,6 +137,44 @@ def _facts(record: dict[str, Any] | None) -> str:
     share = f"{record['compute_fraction']:.0%}"
     rows.append(f"\n{record['n']} questions; semantic reuse computed {share} of the tokens.")
     return "\n".join(rows)
+
+
+def _evaluation() -> str:
+    """Every method on the scenarios that stand for the others."""
+    path = RESULTS / "eval" / "rows.jsonl"
+    groups = summarize(RowFile(path).rows) if path.exists() else {}
+    by_group = {
+        group: {one.method: one for one in groups[group]} for group in EVALUATION if group in groups
+    }
+    if not by_group:
+        return "Other methods: not measured."
+    methods = dict.fromkeys(method for several in by_group.values() for method in several)
+    columns = [
+        f"{group.scenario} {round(next(iter(several.values())).tokens):,}, "
+        f"n = {max(one.n for one in several.values())}"
+        for group, several in by_group.items()
+    ]
+    rows = [
+        f"| {' | '.join(row)} |" for row in (["method", *columns], ["---"] * (len(columns) + 1))
+    ]
+    for method in methods:
+        cells = [_evaluated(several.get(method)) for several in by_group.values()]
+        rows.append(f"| `{method}` | {' | '.join(cells)} |")
+    rows.append(
+        "\nKL in nats a token (for `swapped` the share answered with the target's fact), and in "
+        "brackets the compute\nfraction before the first token. All scenarios, metrics and "
+        "intervals: [benchmarks/results/eval/report.md](benchmarks/results/eval/report.md)."
+    )
+    return "\n".join(rows)
+
+
+def _evaluated(one: Summary | None) -> str:
+    if one is None:
+        return ABSENT
+    compute = f"({one.means[COMPUTE.name].mean:.0%})"
+    if RIGHT.name in one.means:
+        return f"{one.means[RIGHT.name].mean:.0%} {compute}"
+    return f"{one.means[KL.name].mean:.4f} {compute}"
 
 
 def _serving(records: dict[str, dict[str, Any]]) -> str:

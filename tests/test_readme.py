@@ -45,6 +45,7 @@ def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
         assert "not measured" in row
         assert row.count("|") == columns
     assert "Swapped facts: not measured." in text
+    assert "Other methods: not measured." in text
     assert "Less KV: not measured." in text
     assert "Start: not measured." in text
     assert "Requests together: not measured (throughput, memory, repair)." in text

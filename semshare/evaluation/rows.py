@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -135,12 +134,12 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._whole = 0  # bytes of the lines that are rows
         self.rows: list[Row] = []
         if path.exists():
             self._read()
 
     def _read(self) -> None:
-        whole = 0  # bytes
         for line in self._path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 break
@@ -152,8 +151,7 @@ class RowFile:
                     "choose another --out"
                 ) from None
             self.rows.append(Row.from_json(values))
-            whole += len(line)
-        os.truncate(self._path, whole)
+            self._whole += len(line)
 
     @property
     def keys(self) -> set[RowKey]:
@@ -163,6 +161,9 @@ class RowFile:
     def append(self, row: Row) -> None:
         """Keep a row, on disk before this returns."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row.to_json()) + "\n")
+        line = json.dumps(row.to_json()).encode() + b"\n"
+        with self._path.open("ab") as file:
+            file.truncate(self._whole)
+            file.write(line)
+        self._whole += len(line)
         self.rows.append(row)

@@ -44,12 +44,12 @@ _STYLES: dict[str, tuple[str, str]] = {
     "no_context": (_GREY, "v"),
 }
 _OTHER = (_PURPLE, "o")
-_WIDTH, _HEIGHT = 6.4, 3.9  # inches; the page scales them
+_WIDTH, _HEIGHT = 5.2, 3.6  # inches; the page scales them, and a phone must show readable text
 _SMALLEST_KL = 1e-5  # nats; what is nearer to full prefill is drawn there
 _SETTINGS = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -179,7 +179,7 @@ def _legend(axes: Axes) -> None:
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.17),
-        ncols=min(4, max(marks, 1)),
+        ncols=min(3, max(marks, 1)),
         frameon=False,
         fontsize=9,
     )
