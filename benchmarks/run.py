@@ -38,6 +38,7 @@ COMMANDS = {
     "repair": "bench repair --json",
     "throughput": "bench throughput --limit 8 --json",
     "retention": "bench retention --limit 2 --json",
+    "frontier": "eval frontier --limit 4 --json",
     "decode": "bench decode --json",
     "kernels": "bench kernels --json",
     "kernel-check": "kernels check --json",

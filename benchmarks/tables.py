@@ -52,7 +52,7 @@ def _records(*names: str) -> dict[str, dict[str, Any]]:
 
 def tables() -> str:
     """The README's, as markdown. What has no record is a row that says so."""
-    records = _records(*ORDER, "facts", "retention", "start")
+    records = _records(*ORDER, "facts", "retention", "start", "frontier")
     serving = _records(*SERVING)
     return "\n\n".join(
         (
@@ -60,6 +60,7 @@ def tables() -> str:
             _machines(records),
             _facts(records.get("facts")),
             _evaluation(),
+            _frontier(records.get("frontier")),
             _serving(serving),
             _retention(records.get("retention")),
             _start(records.get("start")),
@@ -164,6 +165,28 @@ def _evaluation() -> str:
         "\nKL in nats a token (for `swapped` the share answered with the target's fact), and in "
         "brackets the compute\nfraction before the first token. All scenarios, metrics and "
         "intervals: [benchmarks/results/eval/report.md](benchmarks/results/eval/report.md)."
+    )
+    return "\n".join(rows)
+
+
+def _frontier(record: dict[str, Any] | None) -> str:
+    """The policies of the sweep that none betters."""
+    if record is None:
+        return "Policies: not measured."
+    rows = [
+        "| selection | budget | compute | KL | PGR |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| `{point['selection']}` | {point['recompute']:.0%} "
+            f"| {point['compute_fraction']:.1%} | {point['kl']:.3f} | {point['pgr']:.2f} |"
+            for point in record["points"]
+            if point["on_frontier"]
+        ),
+    ]
+    rows.append(
+        f"\nOf {len(record['points'])} policies those that none betters in compute and KL, on the "
+        f"`{record['split']}` split of\n`{record['scenario']}`, n = {record['points'][0]['n']}; "
+        "the default is `donor_history` at 8%."
     )
     return "\n".join(rows)
 

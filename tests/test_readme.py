@@ -32,7 +32,15 @@ def test_figures_are_those_of_the_records(benchmarks):
 
 def test_every_benchmark_has_a_place_in_the_tables(benchmarks):
     tables = benchmarks.tables
-    shown = {*tables.ORDER, "facts", "start", "retention", *tables.SERVING, *tables.KERNELS}
+    shown = {
+        *tables.ORDER,
+        "facts",
+        "start",
+        "retention",
+        "frontier",
+        *tables.SERVING,
+        *tables.KERNELS,
+    }
     assert shown == set(benchmarks.run.COMMANDS)
 
 
@@ -46,6 +54,7 @@ def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
         assert row.count("|") == columns
     assert "Swapped facts: not measured." in text
     assert "Other methods: not measured." in text
+    assert "Policies: not measured." in text
     assert "Less KV: not measured." in text
     assert "Start: not measured." in text
     assert "Requests together: not measured (throughput, memory, repair)." in text
