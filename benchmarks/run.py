@@ -49,10 +49,11 @@ EVALUATIONS = (
     "--dataset aclsum --scenario shifted --limit 4",
     "--dataset pairs --limit 6",
     "--dataset facts --limit 20",
-    "--dataset translations --scenario long --tokens 500,1000,2000 --limit 2",
-    "--dataset aclsum --limit 2 "
-    "--scenario multi_donor,prefix,unrelated,reordered,overlap-60,entities,synonyms",
-    "--dataset translations --scenario long --tokens 4000,5000,6000 --limit 1",
+    "--dataset translations --scenario long --tokens 500,1000,2000,4000,6000 --limit 1",
+    "--dataset aclsum --scenario shifted --tokens 5000 --limit 1",
+    "--dataset aclsum --scenario overlap-60,entities,synonyms,reordered --limit 2",
+    "--dataset aclsum --scenario multi_donor,unrelated --limit 1",
+    "--dataset aclsum --scenario prefix --tokens 1200 --limit 1",
 )
 MAX_LINES = 1000  # longer records are one line
 

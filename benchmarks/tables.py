@@ -34,7 +34,8 @@ ORDER = (
 EVALUATION = (
     Group("aclsum", "shifted", 1200),
     Group("pairs", "paraphrase", 1600),
-    Group("translations", "long", 5000),
+    Group("aclsum", "shifted", 5000),
+    Group("translations", "long", 4000),
     Group("facts", "swapped", 1200),
 )
 SERVING = ("throughput", "memory", "repair")

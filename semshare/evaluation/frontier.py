@@ -21,6 +21,7 @@ from semshare.evaluation.texts import Split
 
 # Their logits and likelihoods are what fidelity and PGR are measured by.
 REFERENCES = ("full", "no_context")
+ANSWER_TOKENS = 32  # most that are scored: a gold sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def run_frontier(
         (scenario,),
         lengths=() if tokens is None else (tokens,),
         limit=limit,
+        answer_tokens=ANSWER_TOKENS,
         split=split,
         seed=seed,
     )
