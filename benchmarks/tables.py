@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from semshare import ReusePolicy
+from semshare.evaluation.report.markdown import markdown_table
 from semshare.evaluation.report.summary import COMPUTE, KL, RIGHT, Group, Summary, summarize
 from semshare.evaluation.report.tables import ABSENT
 from semshare.evaluation.rows import RowFile
@@ -156,24 +158,22 @@ def _evaluation() -> str:
         f"n = {max(one.n for one in several.values())}"
         for group, several in by_group.items()
     ]
-    rows = [
-        f"| {' | '.join(row)} |" for row in (["method", *columns], ["---"] * (len(columns) + 1))
+    cells = [
+        [f"`{method}`", *(_evaluated(several.get(method)) for several in by_group.values())]
+        for method in methods
     ]
-    for method in methods:
-        cells = [_evaluated(several.get(method)) for several in by_group.values()]
-        rows.append(f"| `{method}` | {' | '.join(cells)} |")
-    rows.append(
-        "\nKL in nats a token (for `swapped` the share answered with the target's fact), and in "
+    return markdown_table([["method", *columns], *cells]) + (
+        "\n\nKL in nats a token (for `swapped` the share answered with the target's fact), and in "
         "brackets the compute\nfraction before the first token. All scenarios, metrics and "
         "intervals: [benchmarks/results/eval/report.md](benchmarks/results/eval/report.md)."
     )
-    return "\n".join(rows)
 
 
 def _frontier(record: dict[str, Any] | None) -> str:
     """The policies of the sweep that none betters."""
     if record is None:
         return "Policies: not measured."
+    default = ReusePolicy()
     rows = [
         "| selection | budget | compute | KL | PGR |",
         "| --- | --- | --- | --- | --- |",
@@ -187,7 +187,7 @@ def _frontier(record: dict[str, Any] | None) -> str:
     rows.append(
         f"\nOf {len(record['points'])} policies those that none betters in compute and KL, on the "
         f"`{record['split']}` split of\n`{record['scenario']}`, n = {record['points'][0]['n']}; "
-        "the default is `donor_history` at 8%."
+        f"the default is `{default.selection}` at {default.recompute:.0%}."
     )
     return "\n".join(rows)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, TypeVar
 
 import typer
 
 from semshare.cli_options import Dtype, Json, Limit, Model, SplitName
 from semshare.cli_output import emit, print_rows, say, show, starting
+
+_Number = TypeVar("_Number", int, float)
 
 evaluate = typer.Typer(help="Measure quality, with its cost.", no_args_is_help=True)
 
@@ -74,7 +77,7 @@ def eval_run(
     table = brief(summarize(rows))
     if json_output:
         emit(
-            {"benchmark": "eval", "rows": len(rows), "report": str(page), "methods": table}
+            {"benchmark": "eval", "rows": len(rows), "report": str(page), "summary": table}
             | setting
         )
         return
@@ -137,7 +140,7 @@ def eval_frontier(
         dataset,
         scenario=scenario,
         tokens=tokens,
-        budgets=_numbers("budgets", budgets),
+        budgets=_numbers("budgets", budgets, float),
         selections=_names(selections),
         limit=limit,
         out=out,
@@ -169,13 +172,13 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _lengths(text: str | None) -> tuple[int, ...]:
-    return tuple(int(number) for number in _numbers("tokens", text or ""))
+    return _numbers("tokens", text or "", int)
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def _numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
     try:
-        return tuple(map(float, _names(text)))
+        return tuple(map(kind, _names(text)))
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: write numbers with commas", param_hint=option
-        ) from None
+        whole = "whole numbers" if kind is int else "numbers"
+        message = f"{text!r}: write {whole} with commas"
+        raise typer.BadParameter(message, param_hint=option) from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -390,8 +390,9 @@ class Session:
         record = AttentionRecord()
         room = self.model.max_context - served.sequence.length
         if self.config.history_tokens:
-            # The last token is not computed.
-            self.greedy(served, min(self.config.history_tokens, room) + 1, record)
+            with suppress(PoolExhausted):  # some history is better than none
+                # The last token is not computed.
+                self.greedy(served, min(self.config.history_tokens, room) + 1, record)
         return record.upto(len(served.ids))
 
     def greedy(
@@ -399,12 +400,15 @@ class Session:
     ) -> Continuation:
         """A greedy answer to a prefilled prompt, decoded outside of the steps.
 
-        It is appended to the prompt's sequence. Where slots run out, it ends.
+        It is appended to the prompt's sequence.
 
         Args:
             served: the prompt.
             max_tokens: most tokens of the answer.
             record: adds the attention that the answer's tokens pay.
+
+        Raises:
+            PoolExhausted: no slots, and nothing left to evict.
 
         """
         answer = Continuation(
@@ -419,11 +423,7 @@ class Session:
         answer.take(served.logits[-1])
         while not answer.ended:
             with self.lock, torch.inference_mode():
-                try:
-                    rows = answer.next_rows(1)
-                except PoolExhausted:
-                    answer.end("length")  # some of it is better than none
-                    break
+                rows = answer.next_rows(1)
                 (result,) = self.executor.run([rows])
                 answer.took(rows, result.logits)
         return answer

@@ -98,6 +98,9 @@ def test_help_loads_no_model_library() -> None:
         ["bench", "throughput"],
         ["eval"],
         ["eval", "facts"],
+        ["eval", "run"],
+        ["eval", "datasets"],
+        ["eval", "frontier"],
     ],
 )
 def test_every_command_has_help(run: Run, command: list[str]) -> None:

@@ -15,8 +15,8 @@ from semshare.evaluation.bounds import Record
 from semshare.evaluation.datasets import dataset_named
 from semshare.evaluation.methods.base import PolicyMethod
 from semshare.evaluation.methods.registry import METHODS
-from semshare.evaluation.report.summary import Summary, pareto, summarize
-from semshare.evaluation.run import RunSpec, run_evaluation
+from semshare.evaluation.report.summary import Group, Summary, pareto, summarize
+from semshare.evaluation.run import RunSpec, own_length, run_evaluation
 from semshare.evaluation.texts import Split
 
 # Their logits and likelihoods are what fidelity and PGR are measured by.
@@ -112,7 +112,9 @@ def run_frontier(
     rows, setting = run_evaluation(
         spec, methods, out, model=model, dtype=dtype, engine=engine, progress=progress
     )
-    (summaries,) = summarize(rows).values()
+    # The folder may hold sweeps over other prompts, too.
+    tokens = spec.lengths[0] if spec.lengths else own_length(dataset_named(dataset), scenario)
+    summaries = summarize(rows)[Group(dataset, scenario, tokens)]
     by_name = {summary.method: summary for summary in summaries}
     swept = [one for one in swept if one.method.name in by_name]
     best = {

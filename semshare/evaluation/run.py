@@ -26,13 +26,14 @@ from semshare.evaluation.methods.base import Method, Task
 from semshare.evaluation.methods.reuse import FULL
 from semshare.evaluation.progress import Step, load_engine, progress_bar, status_line
 from semshare.evaluation.rows import Row, RowFile
-from semshare.evaluation.scenarios import SCENARIOS
 from semshare.evaluation.scoring import Reference, row_of
 from semshare.evaluation.texts import Split
 
 TOKENS = 1200  # of a target, in scenarios that have no length of their own
 OWN_ANSWER_TOKENS = 40  # scored where there is no gold text
 ROWS, RUN = "rows.jsonl", "run.json"
+# Of a setting, what all rows of a folder have in common.
+_SAME = ("model", "dtype", "split", "seed", "answer_tokens", "machine", "versions")
 _NAMESPACE = "eval"
 
 
@@ -143,7 +144,7 @@ def _cases(engine: SemShare, spec: RunSpec) -> Iterator[Case]:
     for dataset in map(dataset_named, spec.datasets):
         answer_tokens = spec.answer_tokens or dataset.max_tokens
         for scenario in _scenarios(dataset, spec):
-            for tokens in spec.lengths or (_own_length(scenario),):
+            for tokens in spec.lengths or (own_length(dataset, scenario),):
                 material = Material(
                     lambda messages: len(engine.encode(messages)), tokens, spec.seed, spec.split
                 )
@@ -158,8 +159,9 @@ def _scenarios(dataset: Dataset, spec: RunSpec) -> list[str]:
     return [name for name in dataset.scenarios if name != REWRITE]
 
 
-def _own_length(scenario: str) -> int:
-    return SCENARIOS[scenario].tokens if scenario in SCENARIOS else TOKENS
+def own_length(dataset: Dataset, scenario: str) -> int:
+    """Tokens of a scenario's targets where nobody asks for others."""
+    return dataset.lengths.get(scenario, TOKENS)
 
 
 def _missing(case: Case, methods: Sequence[Method], file: RowFile, seed: int) -> list[Method]:
@@ -241,13 +243,13 @@ def _claim(out: Path, setting: dict[str, Any]) -> dict[str, Any]:
     """Note in the folder what its rows are of, and return the setting of all that it holds.
 
     Raises:
-        InvalidRequest: it holds rows of another model, dtype, split, seed or length of answers.
+        InvalidRequest: it holds rows that can't stand beside these.
 
     """
     path = out / RUN
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("model", "dtype", "split", "seed", "answer_tokens"):
+        for name in _SAME:
             if before[name] != setting[name]:
                 raise InvalidRequest(
                     f"{out} holds rows of {name} {before[name]!r}, not {setting[name]!r}: choose "

@@ -137,11 +137,15 @@ def _with_gold(
         )
         return replace(row, rouge1=rouge.rouge1, rouge2=rouge.rouge2, rouge_l=rouge.rouge_l)
     score = metrics.task_score(metric, accepted, row.answer)
-    if metric == "accuracy":
-        return replace(row, right=score == 1.0)
-    if metric == "edit_similarity":
-        return replace(row, edit_similarity=score)
-    return replace(row, token_f1=score)
+    match metric:
+        case "accuracy":
+            return replace(row, right=score == 1.0)
+        case "token_f1":
+            return replace(row, token_f1=score)
+        case "edit_similarity":
+            return replace(row, edit_similarity=score)
+        case _:
+            raise AssertionError(f"{metric} is judged elsewhere")
 
 
 def _text(messages: Messages) -> str:

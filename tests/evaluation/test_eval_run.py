@@ -3,6 +3,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
+from documented import undocumented
 from tiny import tiny_engine
 
 from semshare import InvalidRequest, SemShare
@@ -101,7 +102,11 @@ def test_a_run_of_nothing_is_refused(values: dict[str, object], match: str) -> N
         RunSpec(**values)  # type: ignore[arg-type]
 
 
+def test_every_field_of_a_row_is_explained() -> None:
+    assert undocumented(field.name for field in fields(Row)) == []
+
+
 def test_a_row_survives_json() -> None:
-    values = {field.name: None for field in fields(Row)} | {"tokens": 3}
+    values = {field.name: None for field in fields(Row)} | {"sources": [("fresh", 3)]}
     row = Row(**values)  # type: ignore[arg-type]
     assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,8 @@ class Dataset:
     scenarios:  names, in the order of the tables; the first is the default where one is wanted.
     metric:     what its answers are scored by, beside the fidelity that all are.
     max_tokens: most tokens of an answer.
+    lengths:    scenario → tokens of its targets where nobody asks for others; the evaluation's own
+                default for scenarios that are not in it.
     presence:   looks without loading; the folder holds the user's files, None for the default one.
     build:      (scenario, material, limit, folder) → examples, always the same for a seed.
                 Raises `ModelNotAvailable` with `Presence.missing`, `InvalidRequest` for an unknown
@@ -47,6 +49,7 @@ class Dataset:
     max_tokens: int
     presence: Callable[[Path | None], Presence]
     build: Callable[[str, Material, int, Path | None], list[Example]]
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_request(dataset: str, scenarios: Collection[str], scenario: str, limit: int) -> None:

@@ -13,10 +13,12 @@ from semshare.evaluation.datasets.base import Dataset, Presence, TaskMetric, che
 from semshare.evaluation.datasets.documents import COPIES, Document, similar_prompts
 from semshare.evaluation.material import Example, Material
 from semshare.evaluation.paper_scenarios import DONOR_ASPECT, TARGET_ASPECTS
+from semshare.evaluation.scenarios import SCENARIOS
 from semshare.evaluation.texts import TRANSLATIONS, missing_package
 
 Builder = Callable[[Material, int], list[Example]]
 
+_LIKE = {"modern": "long"}  # as long as
 ANSWER_TOKENS = 64  # a sentence or two: gold summaries here have one
 FACT_TOKENS = 16  # a name, a number or a date
 
@@ -108,6 +110,11 @@ def _dataset(
         max_tokens,
         presence=partial(_installed, packages),
         build=partial(_build, name, builders),
+        lengths={
+            scenario: SCENARIOS[_LIKE.get(scenario, scenario)].tokens
+            for scenario in builders
+            if _LIKE.get(scenario, scenario) in SCENARIOS
+        },
     )
 
 

@@ -1,51 +1,39 @@
-"""The report as one page: tables, plots and token maps, without scripts and without a network."""
+"""The report as one HTML page that loads nothing: tables, plots and token maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from semshare.evaluation.report.plots import by_length_plot, by_position_plot, frontier_plot
-from semshare.evaluation.report.summary import OURS, QUALITIES, Group, Summary
-from semshare.evaluation.report.tables import cost_table, frontier_lines, quality_table, title
+from semshare.evaluation.report.plots import (
+    Plot,
+    divergence_plot,
+    frontier_plot,
+    length_plots,
+)
+from semshare.evaluation.report.summary import OURS, Group, Summary
+from semshare.evaluation.report.tables import Table, glance, headline, table_of, title
+from semshare.evaluation.report.tokens import SOURCES, TokenMap, token_map
 from semshare.evaluation.rows import Row
-
-_MEGABYTE = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A plot with its caption; or, without `svg`, the sentence that stands in its place."""
-
-    caption: str
-    svg: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenMap:
-    """Where the tokens of one prompt came from, in order: (source, count, share in percent)."""
-
-    caption: str
-    runs: list[tuple[str, int, float]]
-    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What is compared with each other, and how it came out. The last rows are no contenders."""
+    """One group. `anchor` is the page's id for it, `glance` its line in the overview."""
 
+    anchor: str
     title: str
-    lines: list[str]
-    plots: list[Plot]
+    headline: tuple[str, ...]
+    glance: tuple[str, ...]
+    frontier: Plot
+    table: Table
+    divergence: Plot
     tokens: TokenMap | None
-    quality: list[list[str]]
-    costs: list[list[str]]
-    contenders: int
 
 
 def write_html(
@@ -54,120 +42,91 @@ def write_html(
     setting: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """Write the page.
+    """Write the page. The same arguments give the same bytes.
 
     Args:
-        groups: of the rows.
-        rows: of the run.
-        setting: as `semshare.evaluation.run.run_evaluation` returns it.
-        path: of the page.
+        groups: what `summarize` makes of the rows.
+        rows: of the run; the token maps are made from `semshare`'s.
+        setting: as `run_evaluation` returns it: what was run, model, dtype, machine, versions.
+        path: of the file; its folder exists.
 
     Raises:
-        ModelNotAvailable: `matplotlib` is not installed.
+        ModelNotAvailable: matplotlib is not installed.
 
     """
-    template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(template).render(
-        setting=setting,
-        rows=len(rows),
-        sections=[
-            _section(index, group, summaries, rows)
-            for index, (group, summaries) in enumerate(groups.items())
-        ],
-        lengths=_length_plots(groups),
+    # Not PackageLoader, which would import the package by name to find the same folder.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        facts=_facts(groups, setting),
+        command=_commands(setting),
+        methods=setting["methods"],
+        sections=[_section(at, *one, rows) for at, one in enumerate(groups.items())],
+        lengths=list(length_plots(groups)),
+        sources=SOURCES,
+        ours=OURS,
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _section(index: int, group: Group, summaries: list[Summary], rows: Sequence[Row]) -> Section:
-    contenders = [one for one in summaries if one.kind == "contender"]
-    others = [one for one in summaries if one.kind != "contender"]
-    return Section(
-        title=title(group),
-        lines=frontier_lines(summaries),
-        plots=_plots(index, summaries),
-        tokens=_token_map(group, rows),
-        quality=quality_table([*contenders, *others]),
-        costs=cost_table([*contenders, *others]),
-        contenders=len(contenders),
+def _facts(
+    groups: Mapping[Group, list[Summary]], setting: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """What was run, as names and values."""
+    machine = setting["machine"]
+    sizes = sorted({one.n for summaries in groups.values() for one in summaries})
+    span = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else "".join(map(str, sizes))
+    processor = machine["gpu"] or machine["cpu"]
+    datasets = dict.fromkeys(name for run in setting["runs"] for name in run["datasets"])
+    return [
+        ("Datasets", ", ".join(datasets)),
+        ("Examples", f"{span} in each group, split {setting['split']}, seed {setting['seed']}"),
+        ("Model", f"{setting['model']}, {setting['dtype']}"),
+        ("Machine", f"{processor}, {machine['threads']} threads, {machine['system']}"),
+        ("Versions", ", ".join(f"{name} {one}" for name, one in setting["versions"].items())),
+    ]
+
+
+def _commands(setting: Mapping[str, Any]) -> str:
+    """The commands that give these rows; folders are left to who runs them."""
+    common = {name: [str(setting[name])] for name in ("split", "seed", "model", "dtype")}
+    if setting["answer_tokens"] is not None:
+        common["answer-tokens"] = [str(setting["answer_tokens"])]
+    commands = []
+    for run in setting["runs"]:
+        options = {
+            "dataset": run["datasets"],
+            "scenario": run["scenarios"],
+            "tokens": map(str, run["lengths"]),
+            "limit": [str(run["limit"])],
+            **common,
+        }
+        values = {name: ",".join(each) for name, each in options.items()}
+        said = (f"--{name} {shlex.quote(value)}" for name, value in values.items() if value)
+        commands.append(" ".join(["semshare eval run", *said]))
+    return "\n".join(commands)
+
+
+def _section(at: int, group: Group, summaries: list[Summary], rows: Sequence[Row]) -> Section:
+    mapped = (
+        token_map(row.example, row.sources)
+        for row in rows
+        if row.method == OURS
+        and row.sources
+        and (row.dataset, row.scenario, row.length) == (group.dataset, group.scenario, group.length)
     )
-
-
-def _plots(index: int, summaries: list[Summary]) -> list[Plot]:
-    n = max(one.n for one in summaries)
-    contenders = [one for one in summaries if one.kind == "contender"]
-    plots = []
-    for quality in QUALITIES:
-        if any(quality.name in one.means for one in contenders):
-            caption = f"{quality.label} against compute; n = {n}. The line is the frontier, hollow "
-            plots.append(
-                Plot(
-                    caption + "marks are references and controls.",
-                    frontier_plot(summaries, quality, f"g{index}-{quality.name}"),
-                )
-            )
-    if any(max(one.kl_by_position) > 0 for one in contenders):
-        plots.append(
-            Plot(
-                f"Divergence from full prefill by position; mean over n = {n}.",
-                by_position_plot(summaries, f"g{index}-position"),
-            )
-        )
-    return plots
-
-
-def _token_map(group: Group, rows: Sequence[Row]) -> TokenMap | None:
-    """Of the first example that `semshare` was measured on."""
-    for row in rows:
-        of_group = Group(row.dataset, row.scenario, row.length) == group
-        if of_group and row.method == OURS and row.sources:
-            counts: dict[str, int] = {}
-            for source, count in row.sources:
-                counts[source] = counts.get(source, 0) + count
-            runs = [(name, count, 100 * count / row.tokens) for name, count in row.sources]
-            return TokenMap(f"{row.tokens:,} tokens of {row.example}", runs, counts)
-    return None
-
-
-def _length_plots(groups: dict[Group, list[Summary]]) -> list[Plot]:
-    """For scenarios that were run at several lengths."""
-    by_scenario: dict[tuple[str, str], list[list[Summary]]] = {}
-    for group, summaries in groups.items():
-        by_scenario.setdefault((group.dataset, group.scenario), []).append(summaries)
-    plots: list[Plot] = []
-    for (dataset, scenario), lengths in by_scenario.items():
-        if len(lengths) > 1:
-            name = f"l{len(plots)}"
-            what = f"{dataset} · {scenario}; n = {sum(several[0].n for several in lengths)}"
-            times = _lines(lengths, lambda one: one.ttft_p50)
-            own = _lines(lengths, lambda one: one.own_kv_bytes / _MEGABYTE)
-            read = _lines(lengths, lambda one: one.kv_bytes / _MEGABYTE)
-            plots += [
-                Plot(
-                    f"Time to first token by length, {what}.",
-                    by_length_plot(times, "seconds to the first token", f"{name}-ttft"),
-                ),
-                Plot(
-                    f"KV that a request holds by itself, {what}.",
-                    by_length_plot(own, "own KV, MB", f"{name}-own"),
-                ),
-                Plot(
-                    f"KV of the prompt that a decode step reads, {what}.",
-                    by_length_plot(read, "KV read, MB", f"{name}-read"),
-                ),
-            ]
-    if plots:
-        return plots
-    return [Plot("Each scenario was run at one length: there is nothing to draw by length.")]
-
-
-def _lines(
-    lengths: list[list[Summary]], value: Callable[[Summary], float]
-) -> dict[str, list[tuple[float, float]]]:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for summaries in sorted(lengths, key=lambda several: several[0].group.length):
-        for one in summaries:
-            if one.kind == "contender" or one.method == "full":
-                lines.setdefault(one.method, []).append((one.tokens, value(one)))
-    return lines
+    return Section(
+        anchor=f"group-{at}",
+        title=title(group),
+        headline=tuple(headline(summaries)),
+        glance=glance(summaries),
+        frontier=frontier_plot(group, summaries, name=f"frontier-{at}"),
+        table=table_of(summaries),
+        divergence=divergence_plot(group, summaries, name=f"divergence-{at}"),
+        tokens=next(mapped, None),
+    )

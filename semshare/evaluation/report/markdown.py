@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semshare.evaluation.report.summary import Group, Summary
-from semshare.evaluation.report.tables import cost_table, frontier_lines, quality_table, title
+from semshare.evaluation.report.tables import headline, table_of, title
 
 _NOTES = """\
 Every method served the same targets over the same donors. Fidelity (KL in nats a token, top-1) is
@@ -20,7 +20,7 @@ text to first token, lookup and load counted."""
 def write_markdown(
     groups: dict[Group, list[Summary]], setting: Mapping[str, Any], path: Path
 ) -> None:
-    """Tables for each group: contenders first, then references and controls."""
+    """A table for each group: contenders by compute, then references, controls and variants."""
     machine, versions = setting["machine"], setting["versions"]
     parts = [
         "# Evaluation",
@@ -30,13 +30,15 @@ def write_markdown(
         _NOTES,
     ]
     for group, summaries in groups.items():
-        contenders = [one for one in summaries if one.kind == "contender"]
-        others = [one for one in summaries if one.kind != "contender"]
+        table = table_of(summaries)
+        rows = [
+            [row.method, *(f"{cell.value} {cell.interval}".strip() for cell in row.cells)]
+            for row in (*table.contenders, *table.others)
+        ]
         parts += [
             f"## {title(group)}",
-            "\n".join(f"- {line}" for line in frontier_lines(summaries)),
-            markdown_table(quality_table([*contenders, *others])),
-            markdown_table(cost_table([*contenders, *others])),
+            " ".join(headline(summaries)),
+            markdown_table([["method", *table.columns], *rows]),
         ]
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 

@@ -1,212 +1,235 @@
-"""The report's plots, as SVG to be put into a page: text stays text, and no two share an id."""
+"""Which plots a report has: what is drawn in each, and its caption.
+
+Colours are Okabe and Ito's (2008), which colour-blind people tell apart; a method has the same one
+in every plot.
+"""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from semshare.errors import ModelNotAvailable
-from semshare.evaluation.report.summary import COMPUTE, OURS, Metric, Summary, frontier
+from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from semshare.evaluation.report.drawing import Axis, Item, Style, line_plot, scatter_plot
+from semshare.evaluation.report.summary import COMPUTE, FULL, KL, OURS, Group, Summary, frontier
+from semshare.evaluation.report.tables import LEAST_KL
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart; one for each family
-# of methods, a marker for each of its members.
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _SKY, _GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#888888",
-)
-_STYLES: dict[str, tuple[str, str]] = {
-    "semshare": (_RED, "o"),
-    "semshare_repair": (_RED, "D"),
-    "semsharekv": (_BLUE, "o"),
-    "cacheblend": (_GREEN, "o"),
-    "epic": (_GREEN, "s"),
-    "align_only": (_GREEN, "^"),
-    "prefix": (_SKY, "o"),
-    "snapkv": (_ORANGE, "o"),
-    "pyramidkv": (_ORANGE, "s"),
-    "h2o": (_ORANGE, "^"),
-    "full": ("#222222", "o"),
-    "rerun": (_GREY, "x"),
-    "no_realign": (_GREY, "^"),
-    "random_map": (_GREY, "s"),
-    "donor_text": (_GREY, "D"),
-    "no_context": (_GREY, "v"),
-}
-_OTHER = (_PURPLE, "o")
-_WIDTH, _HEIGHT = 5.2, 3.6  # inches; the page scales them, and a phone must show readable text
-_SMALLEST_KL = 1e-5  # nats; what is nearer to full prefill is drawn there
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
+_LEAST_COMPUTE = 1e-3
+_SAME = 0.02  # lines that are nowhere further apart than this share of theirs hide each other
+_WINDOW = 9  # positions of a running mean
+_MB = 1e6
+
+_GREY = "#6f6f6f"
+_BESIDE = Style(_GREY, "o", "--", is_hollow=True)  # references and controls
+_UNKNOWN = Style("#000000", "X", ":")
+_STYLES = {
+    OURS: Style("#D55E00", is_emphasised=True),
+    "semshare_repair": Style("#E69F00", "D"),
+    "semsharekv": Style("#0072B2", "s"),
+    "cacheblend": Style("#009E73", "^"),
+    "epic": Style("#CC79A7", "v"),
+    "align_only": Style("#000000", "P"),
+    "prefix": Style("#000000", "s", "--"),
+    "snapkv": Style("#56B4E9", "^", "--"),
+    "pyramidkv": Style("#56B4E9", "D", "-."),
+    "h2o": Style("#56B4E9", "v", ":"),
 }
 
 
-def frontier_plot(summaries: Sequence[Summary], quality: Metric, name: str) -> str:
-    """Quality against compute, each method a mark; the frontier is a line.
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot with its caption; without `svg` the caption says why there is none."""
 
-    Args:
-        summaries: of one group.
-        quality: what is drawn upwards; KL on a logarithmic axis, the better the lower.
-        name: of the plot; no other plot of a page has it.
+    svg: Markup | None
+    caption: str
+
+
+def frontier_plot(group: Group, summaries: Sequence[Summary], *, name: str) -> Plot:
+    """KL against compute, each method a point; `name` is of no other plot of the page.
+
+    Raises:
+        ModelNotAvailable: matplotlib is not installed.
 
     """
+    if all(one.kind != "contender" for one in summaries):
+        return Plot(None, "No plot of quality against compute: no contender was run.")
+    items = [Item(one.method, (_cost_and_loss(one),), _style(one)) for one in summaries]
+    svg = scatter_plot(
+        items,
+        [_cost_and_loss(one) for one in frontier(summaries, KL)],
+        Axis("computed, % of (token, layer) pairs", _percent, least=_LEAST_COMPUTE),
+        Axis("KL from full prefill, nats a token", _plain, least=LEAST_KL),
+        name=name,
+        title=f"KL against compute in {group.scenario}",
+    )
+    return Plot(
+        svg,
+        "Quality against compute: left and down is better. The line is the frontier, of whose "
+        "methods none computes less and is nearer to full prefill. Hollow: references and "
+        f"controls. Means over n = {_counts(summaries)}.",
+    )
 
-    def at(one: Summary) -> tuple[float, float]:
-        value = one.means[quality.name].mean
-        return one.means[COMPUTE.name].mean, _drawn(quality, value)
 
-    def draw(axes: Axes) -> None:
-        known = [one for one in summaries if quality.name in one.means and one.method != "full"]
-        best = frontier(summaries, quality)
-        axes.plot(*zip(*map(at, best), strict=True), color="#bbbbbb", linewidth=2, zorder=1)
-        for one in known:
-            colour, marker = _STYLES.get(one.method, _OTHER)
-            x, y = at(one)
-            axes.plot(
-                x,
-                y,
-                marker=marker,
-                markersize=9 if one.method == OURS else 7,
-                color=colour,
-                markerfacecolor=colour if one.kind == "contender" else "white",
-                linestyle="none",
-                label=one.method,
-                zorder=3 if one.method == OURS else 2,
+def divergence_plot(group: Group, summaries: Sequence[Summary], *, name: str) -> Plot:
+    """KL against the position in the scored text, as `frontier_plot`."""
+    contenders = [one for one in summaries if one.kind == "contender"]
+    shown = [
+        one
+        for one in contenders
+        if len(one.kl_by_position) > 1 and max(one.kl_by_position) > LEAST_KL
+    ]
+    if not shown:
+        return Plot(
+            None,
+            f"No plot of {group.scenario}: no contender has a KL of more than {LEAST_KL:.4f} at "
+            "any of several positions.",
+        )
+    items = [
+        Item(one.method, tuple(enumerate(_smooth(one.kl_by_position), 1)), _style(one))
+        for one in shown
+    ]
+    longest = max(len(one.kl_by_position) for one in shown)
+    step = next(step for step in (1, 5, 10, 20, 50, 100, longest) if longest <= 8 * step)
+    svg = line_plot(
+        items,
+        Axis(
+            "token of the scored text",
+            _plain,
+            ticks=(1.0, *map(float, range(max(2, step), longest + 1, step))),
+            scale="linear",
+        ),
+        Axis("KL, nats a token", _plain, least=LEAST_KL),
+        name=name,
+        title=f"KL by position in {group.scenario}",
+    )
+    exact = ", ".join(one.method for one in contenders if one not in shown)
+    return Plot(
+        svg,
+        f"{group.dataset}, {group.scenario}, {group.length:,} tokens: KL at each of the first "
+        f"{longest} tokens that were scored, a running mean over {_WINDOW} of them. "
+        f"n = {_counts(shown)}." + (f" Nowhere above {LEAST_KL:.4f}: {exact}." if exact else ""),
+    )
+
+
+def length_plots(groups: dict[Group, list[Summary]]) -> Iterator[tuple[str, list[Plot]]]:
+    """What grows with the prompt, for each scenario at two lengths or more, with its title.
+
+    Raises:
+        ModelNotAvailable: matplotlib is not installed.
+
+    """
+    scenarios: dict[tuple[str, str], list[Group]] = {}
+    for group in sorted(groups, key=lambda group: group.length):
+        scenarios.setdefault((group.dataset, group.scenario), []).append(group)
+    for at, ((dataset, scenario), found) in enumerate(scenarios.items()):
+        if len(found) > 1:
+            several = [groups[group] for group in found]
+            yield (
+                f"{dataset} · {scenario}",
+                [
+                    _length_plot(f"length-{at}-{number}", several, *what)
+                    for number, what in enumerate(_GROWING)
+                ],
             )
-        axes.set_xscale("log")
-        axes.set_xlabel("compute fraction, (token, layer) pairs")
-        axes.set_ylabel(_axis(quality))
-        if quality.name == "kl":
-            axes.set_yscale("log")
-        _legend(axes)
-
-    return _svg(draw, name)
 
 
-def by_length_plot(
-    lines: Mapping[str, Sequence[tuple[float, float]]], label: str, name: str
-) -> str:
-    """One line a method over the prompt's length, both axes logarithmic.
-
-    Args:
-        lines: method → (tokens, value) in order of length.
-        label: of the upright axis, with its unit.
-        name: of the plot; no other plot of a page has it.
-
-    """
-
-    def draw(axes: Axes) -> None:
-        for method, points in lines.items():
-            _line(axes, method, [x for x, _ in points], [y for _, y in points])
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        ticks = sorted({round(x) for points in lines.values() for x, _ in points})
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30)
-        axes.minorticks_off()
-        axes.set_xlabel("tokens of the prompt")
-        axes.set_ylabel(label)
-        _legend(axes)
-
-    return _svg(draw, name)
+_GROWING: tuple[tuple[str, str, Callable[[Summary], float]], ...] = (
+    ("Time to first token, median", "time to first token, s", lambda one: one.ttft_p50),
+    ("KV a request holds by itself", "own KV, MB", lambda one: one.own_kv_bytes / _MB),
+    ("KV a decode step reads", "KV read, MB", lambda one: one.kv_bytes / _MB),
+)
 
 
-def by_position_plot(summaries: Sequence[Summary], name: str) -> str:
-    """KL of each token of the scored text, one line a contender that is not exact."""
-
-    def draw(axes: Axes) -> None:
+def _length_plot(
+    name: str,
+    groups: list[list[Summary]],
+    title: str,
+    label: str,
+    value: Callable[[Summary], float],
+) -> Plot:
+    lines: dict[str, list[Summary]] = {}
+    for summaries in groups:
         for one in summaries:
-            if one.kind == "contender" and max(one.kl_by_position) > _SMALLEST_KL:
-                values = [max(value, _SMALLEST_KL) for value in one.kl_by_position]
-                _line(axes, one.method, range(1, len(values) + 1), values, markersize=3)
-        axes.set_yscale("log")
-        axes.set_xlabel("position in the scored text, tokens")
-        axes.set_ylabel("KL, nats a token")
-        _legend(axes)
-
-    return _svg(draw, name)
-
-
-def _drawn(quality: Metric, value: float) -> float:
-    return max(value, _SMALLEST_KL) if quality.name == "kl" else value
-
-
-def _axis(quality: Metric) -> str:
-    names = {
-        "kl": "KL against full prefill, nats a token",
-        "pgr": "PGR, share of the gap to full prefill",
-        "right": "questions answered with the prompt's fact",
-    }
-    return names.get(quality.name, quality.label)
+            if one.kind == "contender" or one.method == FULL:
+                lines.setdefault(one.method, []).append(one)
+    items = [
+        Item(method, tuple((one.tokens, value(one)) for one in line), _style(line[0]))
+        for method, line in lines.items()
+        if len(line) > 1
+    ]
+    if not items:
+        return Plot(None, f"No plot of {label}: no method was run at two lengths.")
+    distinct, hidden = merge_lines(items)
+    lengths = tuple(float(summaries[0].group.length) for summaries in groups)
+    svg = line_plot(
+        distinct,
+        Axis("tokens of the prompt", lambda tokens: f"{tokens:,.0f}", ticks=lengths),
+        Axis(label, _plain),
+        name=name,
+        title=f"{title} against length",
+    )
+    counts = _counts([one for line in lines.values() for one in line])
+    return Plot(svg, f"{title}, against the prompt's length. n = {counts} at each length.{hidden}")
 
 
-def _line(
-    axes: Axes, method: str, xs: Sequence[float], ys: Sequence[float], markersize: float = 6
-) -> None:
-    colour, marker = _STYLES.get(method, _OTHER)
-    axes.plot(
-        xs,
-        ys,
-        color=colour,
-        marker=marker,
-        markersize=markersize,
-        linewidth=2.4 if method == OURS else 1.4,
-        label=method,
-        zorder=3 if method == OURS else 2,
+def merge_lines(items: Sequence[Item]) -> tuple[list[Item], str]:
+    """Lines of which none hides another, and a sentence that says which stand for several.
+
+    The first of each is kept, but `semshare` is never hidden: what hides it gives way.
+    """
+    kept: list[Item] = []
+    hidden: dict[str, list[str]] = {}
+    for item in sorted(items, key=lambda one: not one.style.is_emphasised):
+        same = next((other for other in kept if _hides(other, item)), None)
+        if same is None:
+            kept.append(item)
+        else:
+            hidden.setdefault(same.name, []).append(item.name)
+    named = [
+        replace(one, name=f"{one.name} +{len(hidden[one.name])}") if one.name in hidden else one
+        for one in kept
+    ]
+    notes = [f" On the line of {name}: {', '.join(also)}." for name, also in hidden.items()]
+    return named, "".join(notes)
+
+
+def _hides(one: Item, other: Item) -> bool:
+    return len(one.points) == len(other.points) and all(
+        math.isclose(a, b, rel_tol=_SAME)
+        for mine, its in zip(one.points, other.points, strict=True)
+        for a, b in zip(mine, its, strict=True)
     )
 
 
-def _legend(axes: Axes) -> None:
-    """Below the axes, where it hides nothing."""
-    marks = len(axes.get_legend_handles_labels()[0])
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.17),
-        ncols=min(3, max(marks, 1)),
-        frameon=False,
-        fontsize=9,
-    )
+def _style(one: Summary) -> Style:
+    if one.kind in ("contender", "variant"):
+        return _STYLES.get(one.method, _UNKNOWN)
+    return _BESIDE
 
 
-def _svg(draw: Callable[[Axes], None], name: str) -> str:
-    matplotlib, figure = _figure()
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
-        draw(figure.add_subplot())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # It scales with its box, and its ids are its own.
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return svg.replace("<svg ", '<svg role="img" ', 1)
+def _cost_and_loss(one: Summary) -> tuple[float, float]:
+    return one.means[COMPUTE.name].mean, one.means[KL.name].mean
 
 
-def _figure() -> tuple[Any, Figure]:
-    try:
-        import matplotlib  # noqa: PLC0415 - only reports need it
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ModelNotAvailable(
-            'the package matplotlib is missing: pip install "semshare[eval]"'
-        ) from error
-    return matplotlib, Figure(figsize=(_WIDTH, _HEIGHT))
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Centred running means, over fewer values at the ends."""
+    half = _WINDOW // 2
+    windows = (values[max(0, at - half) : at + half + 1] for at in range(len(values)))
+    return [math.fsum(window) / len(window) for window in windows]
+
+
+def _counts(summaries: Sequence[Summary]) -> str:
+    """How many examples, as "6" or "3 to 6"."""
+    counts = {one.n for one in summaries}
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".") if value < 1 else f"{value:,.0f}"

@@ -36,23 +36,25 @@ class Metric:
     name:      of the field of `Row`, and in `Summary.means`.
     label:     of the column.
     direction: 1 where more is better, −1 where less is.
+    is_share:  told in percent.
     """
 
     name: str
     label: str
     direction: Literal[-1, 1]
+    is_share: bool = False
 
 
-COMPUTE = Metric("compute_fraction", "compute", -1)
+COMPUTE = Metric("compute_fraction", "compute", -1, is_share=True)
 KL = Metric("kl", "KL", -1)
 LIKELIHOOD = Metric("log_likelihood", "log-lik.", 1)
 PGR = Metric("pgr", "PGR", 1)  # of no single row
-RIGHT = Metric("right", "right", 1)
+RIGHT = Metric("right", "right", 1, is_share=True)
 METRICS = (
     COMPUTE,
-    Metric("hit_rate", "reused", 1),
+    Metric("hit_rate", "reused", 1, is_share=True),
     KL,
-    Metric("top1", "top-1", 1),
+    Metric("top1", "top-1", 1, is_share=True),
     LIKELIHOOD,
     Metric("rouge1", "ROUGE-1", 1),
     Metric("rouge2", "ROUGE-2", 1),
@@ -60,10 +62,10 @@ METRICS = (
     Metric("token_f1", "token F1", 1),
     Metric("edit_similarity", "edit sim.", 1),
     Metric("rouge_l_own", "ROUGE-L own", 1),
-    Metric("numbers", "numbers", 1),
-    Metric("entities", "names", 1),
+    Metric("numbers", "numbers", 1, is_share=True),
+    Metric("entities", "names", 1, is_share=True),
     RIGHT,
-    Metric("leak", "leaks", -1),
+    Metric("leak", "leaks", -1, is_share=True),
 )
 # The frontier is drawn between compute and each of these.
 QUALITIES = (KL, PGR, RIGHT)

@@ -1,8 +1,9 @@
-"""The report as rows of text: what the page, the markdown and the terminal have in common."""
+"""The report in cells and sentences, which the page, the markdown and the terminal share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from semshare.evaluation.report.summary import (
     COMPUTE,
@@ -21,81 +22,34 @@ from semshare.evaluation.report.summary import (
 from semshare.evaluation.statistics import Estimate
 
 ABSENT = "–"
-_SHARES = {COMPUTE.name, "hit_rate", "numbers", "entities", "right", "leak"}
-_KL_DIFFERENCE = Metric("kl_difference", f"KL − {OURS}'s", -1)
-_QUALITY_COLUMNS = (
-    *(metric for metric in METRICS if metric is not COMPUTE),
-    PGR,
-)
+LEAST_KL = 1e-4  # nats a token; less makes no difference that could be seen
+_MB = 1e6
 
 
-def figure(metric: Metric, found: Estimate | None) -> str:
-    """A mean with its 95 % interval; shares in percent."""
-    if found is None:
-        return ABSENT
-    scale, unit, digits = (100.0, "%", 1) if metric.name in _SHARES else (1.0, "", 3)
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value of the table; `interval` is its 95 % interval, or empty."""
 
-    def said(value: float) -> str:
-        return f"{scale * value:.{digits}f}"
-
-    if found.low is None or found.high is None:
-        return said(found.mean) + unit
-    return f"{said(found.mean)}{unit} [{said(found.low)}, {said(found.high)}]"
+    value: str
+    interval: str = ""
 
 
-def quality_table(summaries: Sequence[Summary]) -> list[list[str]]:
-    """Fidelity and task scores; columns that no method has are left out. The header is first."""
-    columns = [
-        metric for metric in _QUALITY_COLUMNS if any(metric.name in one.means for one in summaries)
-    ]
-    labels = [metric.label for metric in (COMPUTE, *columns, _KL_DIFFERENCE)]
-    return [
-        ["method", "n", *labels],
-        *(
-            [
-                one.method,
-                str(one.n),
-                figure(COMPUTE, one.means.get(COMPUTE.name)),
-                *(figure(metric, one.means.get(metric.name)) for metric in columns),
-                figure(_KL_DIFFERENCE, one.differences.get(KL.name)),
-            ]
-            for one in summaries
-        ),
-    ]
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A method's figures, one cell a column."""
+
+    method: str
+    on_frontier: bool
+    cells: tuple[Cell, ...]
 
 
-def cost_table(summaries: Sequence[Summary]) -> list[list[str]]:
-    """Time and memory. The header is first."""
-    head = [
-        "method",
-        "n",
-        "TTFT p50",
-        "TTFT p95",
-        "speedup",
-        "ms a token",
-        "KV read, MB",
-        "own KV, MB",
-        "build",
-        "break-even",
-        "fallbacks",
-    ]
-    return [head, *map(_costs, summaries)]
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns' labels, and rows by kind: contenders first, then what they are read beside."""
 
-
-def _costs(one: Summary) -> list[str]:
-    return [
-        one.method,
-        str(one.n),
-        f"{one.ttft_p50:.3f} s",
-        f"{one.ttft_p95:.3f} s",
-        ABSENT if one.speedup is None else f"{one.speedup:.2f}×",
-        ABSENT if one.decode_s is None else f"{1000 * one.decode_s:.1f}",
-        f"{one.kv_bytes / 1e6:.1f}",
-        f"{one.own_kv_bytes / 1e6:.1f}",
-        f"{one.build_s:.2f} s",
-        "never" if one.break_even is None else f"{one.break_even} reuses",
-        str(one.fallbacks),
-    ]
+    columns: tuple[str, ...]
+    contenders: tuple[TableRow, ...]
+    others: tuple[TableRow, ...]
 
 
 def title(group: Group) -> str:
@@ -103,21 +57,97 @@ def title(group: Group) -> str:
     return f"{group.dataset} · {group.scenario} · {group.length:,} tokens"
 
 
-def frontier_lines(summaries: Sequence[Summary]) -> list[str]:
-    """For each quality that was measured: who is on the frontier, and who beats `semshare`."""
-    lines = []
-    for quality in QUALITIES:
-        best = [one.method for one in frontier(summaries, quality)]
-        if not best:
-            continue
-        line = f"Compute against {quality.label}, the frontier: {', '.join(best)}."
-        for winner in beaten_by(summaries, quality):
-            doubt = "" if is_clear(winner, quality) else ", within the noise"
-            line += (
-                f" {winner.method}: less compute than {OURS} and a better {quality.label}{doubt}."
+def headline(summaries: Sequence[Summary]) -> Iterator[str]:
+    """How `semshare` did, in sentences."""
+    ours = _ours(summaries)
+    if ours is None:
+        yield f"{OURS} was not run here."
+        return
+    faster = "" if ours.speedup is None else f", {ours.speedup:.2f} × as fast as full prefill"
+    yield (
+        f"{OURS} computes {_number(COMPUTE, ours.means[COMPUTE.name].mean)} of the prompt at KL "
+        f"{_number(KL, ours.means[KL.name].mean)} from full prefill; its first token comes after "
+        f"{ours.ttft_p50:.3g} s{faster} (medians, n = {ours.n})."
+    )
+    if ours.fallbacks:
+        yield f"{ours.fallbacks} of {ours.n} prompts were computed in full after all."
+    known = [quality for quality in QUALITIES if quality.name in ours.means]
+    on = [quality.label for quality in known if ours in frontier(summaries, quality)]
+    if on:
+        yield f"It is on the frontier of compute and {_listed(on)}."
+    for quality in known:
+        better = beaten_by(summaries, quality)
+        if better:
+            named = _listed([_against(other, quality) for other in better])
+            mine = _number(quality, ours.means[quality.name].mean)
+            yield f"Beaten in {quality.label} ({mine}), with less computed, by {named}."
+        elif quality.label not in on:
+            yield (
+                f"In {quality.label} another method equals it in one of the two, and betters it "
+                "in the other."
             )
-        lines.append(line)
-    return lines
+
+
+def _against(other: Summary, quality: Metric) -> str:
+    compute, value = other.means[COMPUTE.name].mean, other.means[quality.name].mean
+    doubt = "" if is_clear(other, quality) else ", within the noise"
+    return f"{other.method} ({_number(quality, value)} at {_number(COMPUTE, compute)}{doubt})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def glance(summaries: Sequence[Summary]) -> tuple[str, ...]:
+    """n, compute, KL, PGR, speedup, and the qualities in which it is on the frontier."""
+    ours = _ours(summaries)
+    if ours is None:
+        return ("–",) * 6
+    on = [one.label for one in QUALITIES if ours in frontier(summaries, one)]
+    figures = [ours.mean(metric) for metric in (COMPUTE, KL, PGR)]
+    return (
+        str(ours.n),
+        *(
+            "–" if value is None else _number(metric, value)
+            for metric, value in zip((COMPUTE, KL, PGR), figures, strict=True)
+        ),
+        "–" if ours.speedup is None else f"{ours.speedup:.2f} ×",
+        ", ".join(on) or "none",
+    )
+
+
+def table_of(summaries: Sequence[Summary]) -> Table:
+    """Columns in which no method has a value are left out."""
+    columns: list[tuple[str, Callable[[Summary], Cell | None]]] = [
+        ("n", lambda one: Cell(str(one.n))),
+        *((_label(metric), _metric_cell(metric)) for metric in (*METRICS[:3], PGR, *METRICS[3:])),
+        (f"KL − {OURS}'s", _difference_cell),
+        ("TTFT p50, s", lambda one: Cell(f"{one.ttft_p50:.3g}")),
+        ("TTFT p95, s", lambda one: Cell(f"{one.ttft_p95:.3g}")),
+        ("speedup", lambda one: None if one.speedup is None else Cell(f"{one.speedup:.2f} ×")),
+        ("decode, ms", lambda one: None if one.decode_s is None else Cell(_ms(one.decode_s))),
+        ("KV read, MB", lambda one: Cell(f"{one.kv_bytes / _MB:.1f}")),
+        ("own KV, MB", lambda one: Cell(f"{one.own_kv_bytes / _MB:.1f}")),
+        ("build, s", lambda one: Cell(f"{one.build_s:.2f}")),
+        (
+            "break-even",
+            lambda one: None if one.break_even is None else Cell(str(one.break_even)),
+        ),
+        ("fallbacks", lambda one: Cell(str(one.fallbacks)) if one.fallbacks else None),
+    ]
+    used = [(label, cell) for label, cell in columns if any(map(cell, summaries))]
+    best = frontier(summaries, KL)
+
+    def row(one: Summary) -> TableRow:
+        cells = tuple(cell(one) or Cell("–") for _, cell in used)
+        return TableRow(one.method, one in best, cells)
+
+    ordered = sorted(summaries, key=lambda one: one.means[COMPUTE.name].mean)
+    return Table(
+        columns=tuple(label for label, _ in used),
+        contenders=tuple(row(one) for one in ordered if one.kind == "contender"),
+        others=tuple(row(one) for one in ordered if one.kind != "contender"),
+    )
 
 
 def brief(groups: dict[Group, list[Summary]]) -> list[dict[str, str]]:
@@ -138,5 +168,53 @@ def brief(groups: dict[Group, list[Summary]]) -> list[dict[str, str]]:
 
 
 def _mean(metric: Metric, one: Summary) -> str:
-    found = one.means.get(metric.name)
-    return ABSENT if found is None else figure(metric, Estimate(found.mean, None, None, found.n))
+    found = one.mean(metric)
+    return ABSENT if found is None else _number(metric, found)
+
+
+def _ours(summaries: Sequence[Summary]) -> Summary | None:
+    return next((one for one in summaries if one.method == OURS), None)
+
+
+def _difference_cell(one: Summary) -> Cell | None:
+    found = one.differences.get(KL.name)
+    return None if found is None or one.method == OURS else _signed_cell(found)
+
+
+def _signed_cell(found: Estimate) -> Cell:
+    if found.low is None or found.high is None:
+        return Cell(f"{found.mean:+.4f}")
+    return Cell(f"{found.mean:+.4f}", f"[{found.low:+.4f}, {found.high:+.4f}]")
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}"
+
+
+def _label(metric: Metric) -> str:
+    return f"{metric.label}, %" if metric.is_share else metric.label
+
+
+def _metric_cell(metric: Metric) -> Callable[[Summary], Cell | None]:
+    def cell(one: Summary) -> Cell | None:
+        found = one.means.get(metric.name)
+        return None if found is None else _estimate_cell(metric, found)
+
+    return cell
+
+
+def _estimate_cell(metric: Metric, found: Estimate) -> Cell:
+    def bare(value: float) -> str:
+        return _number(metric, value).removesuffix(" %")
+
+    if found.low is None or found.high is None or bare(found.low) == bare(found.high):
+        return Cell(bare(found.mean))
+    return Cell(bare(found.mean), f"[{bare(found.low)}, {bare(found.high)}]")
+
+
+def _number(metric: Metric, value: float) -> str:
+    if metric.is_share:
+        return f"{100 * value:.1f} %"
+    if metric is KL:
+        return f"{value:.4f}" if value >= LEAST_KL else "0" if value <= 0 else f"<{LEAST_KL:.4f}"
+    return f"{value:.3f}"

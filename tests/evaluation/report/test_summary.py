@@ -13,7 +13,7 @@ from semshare.evaluation.report.summary import (
     pareto,
     summarize,
 )
-from semshare.evaluation.report.tables import brief, cost_table, frontier_lines, quality_table
+from semshare.evaluation.report.tables import brief, headline, table_of
 
 
 def only_group(*rows):  # type: ignore[no-untyped-def]
@@ -76,8 +76,7 @@ def test_the_frontier_leaves_out_references_and_names_who_beats_us() -> None:
     assert [one.method for one in frontier(summaries, KL)] == ["align_only", "epic", "cacheblend"]
     assert [one.method for one in beaten_by(summaries, KL)] == ["epic"]
     assert beaten_by(summaries, PGR) == []
-    (line,) = frontier_lines(summaries)
-    assert "epic: less compute than semshare and a better KL, within the noise" in line
+    assert "by epic (0.1000 at 10.0 %, within the noise)." in " ".join(headline(summaries))
 
 
 def test_a_difference_of_every_example_is_no_noise() -> None:
@@ -89,8 +88,7 @@ def test_a_difference_of_every_example_is_no_noise() -> None:
         for name in "abc"
     ]
     found = only_group(*(one for pair in pairs for one in pair))
-    (line,) = frontier_lines(list(found.values()))
-    assert line.endswith("epic: less compute than semshare and a better KL.")
+    assert " ".join(headline(list(found.values()))).endswith("by epic (0 at 10.0 %).")
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
@@ -106,16 +104,18 @@ def test_pareto_keeps_just_what_nothing_betters(points: list[tuple[int, int]]) -
 
 
 def test_tables_leave_out_what_nobody_has() -> None:
-    found = only_group(row("full"), row("semshare", kl=0.25, compute_fraction=0.125))
-    head, full, ours = quality_table(list(found.values()))
-    assert "KL" in head
-    assert "right" not in head
-    assert ours[head.index("KL")] == "0.250"
-    assert ours[head.index("compute")] == "12.5%"
-    assert full[head.index("top-1")] == "1.000"
-    costs = cost_table(list(found.values()))
-    assert {len(line) for line in costs} == {len(costs[0])}
-    (first, _) = brief({found["full"].group: list(found.values())})
+    found = only_group(row("full"), row("semshare", kl=0.25, compute_fraction=0.125), row("epic"))
+    table = table_of(list(found.values()))
+    assert "KL" in table.columns
+    assert "right, %" not in table.columns
+    ours, epic = table.contenders
+    assert ours.method == "semshare"
+    assert ours.cells[table.columns.index("KL")].value == "0.2500"
+    assert ours.cells[table.columns.index("compute, %")].value == "12.5"
+    assert epic.cells[table.columns.index("KL − semshare's")].value == "-0.2500"
+    (full,) = table.others
+    assert full.cells[table.columns.index("top-1, %")].value == "100.0"
+    (first, *_) = brief({found["full"].group: list(found.values())})
     assert first["method"] == "full"
     assert first["right"] == "–"
 
@@ -126,5 +126,5 @@ def test_markdown_has_every_method_of_every_group(tmp_path) -> None:  # type: ig
     write_markdown(groups, SETTING, path)
     text = path.read_text()
     assert text.count("## pairs · paraphrase") == 2
-    assert text.count("| semshare |") == 2
+    assert text.count("| semshare |") == 1
     assert markdown_table([["a", "b"], ["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
