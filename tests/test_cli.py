@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import undocumented
 from packaging.requirements import Requirement
 from tiny import tiny_engine
 
@@ -363,3 +364,56 @@ def test_doctor_without_an_installed_semshare(run: Run, monkeypatch: pytest.Monk
     assert code == 1
     checks = {check["name"]: check for check in last_record(output)["checks"]}
     assert checks["semshare"]["fix"] == "pip install semshare"
+
+
+@pytest.mark.usefixtures("tiny")
+def test_eval_run_writes_its_reports_and_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    arguments = ("eval", "run", "--dataset", "facts", "--limit", "1", "--out", out)
+    code, output, _ = run(*arguments, "--methods", "full,semshare", "--json")
+    assert code == 0
+    record = last_record(output)
+    assert record["rows"] == 2
+    assert [line["method"] for line in record["summary"]] == ["full", "semshare"]
+    assert list(record["methods"]) == ["full", "semshare"]
+    for name in ("rows.jsonl", "run.json", "report.json", "report.md", "report.html"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    code, output, error = run(*arguments, "--methods", "prefix")
+    assert code == 0
+    assert "prefix" in output
+    assert "report.html" in error
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 3
+
+
+def test_eval_datasets_says_how_to_get_what_is_missing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "xsum.jsonl").write_text('{"document": "Rain fell.", "summary": "Rain."}\n')
+    code, output, _ = run("eval", "datasets", "--data-dir", str(tmp_path), "--json")
+    assert code == 0
+    found = {one["name"]: one for one in last_record(output)["datasets"]}
+    assert found["xsum"]["present"]
+    assert found["pairs"]["present"]
+    assert not found["multi_news"]["present"]
+    assert "multi_news.jsonl" in found["multi_news"]["from"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_eval_frontier_marks_what_nothing_betters(run: Run, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    options = ("--selections", "none,tail", "--budgets", "0.1,0.5", "--limit", "1", "--out", out)
+    code, output, _ = run("eval", "frontier", "--dataset", "facts", *options, "--json")
+    assert code == 0
+    record = last_record(output)
+    points = record["points"]
+    assert [point["selection"] for point in points] == ["none", "tail", "tail"]
+    costs = [point["compute_fraction"] for point in points]
+    assert costs == sorted(costs)
+    assert points[0]["on_frontier"]  # the cheapest
+    assert undocumented(record) == []
+    assert run("eval", "frontier", "--dataset", "facts", "--budgets", "much")[0] == 2
+
+
+@pytest.mark.parametrize("value", ["many", "500.5"])
+def test_lengths_that_are_no_numbers_are_refused(run: Run, value: str) -> None:
+    code, _, error = run("eval", "run", "--dataset", "facts", "--tokens", value)
+    assert code == 2
+    assert "whole numbers" in error

@@ -134,14 +134,16 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._whole = 0  # bytes of the lines that are rows
+        self._cut_off: int | None = None  # where a line begins that was never finished
         self.rows: list[Row] = []
         if path.exists():
             self._read()
 
     def _read(self) -> None:
+        whole = 0  # bytes
         for line in self._path.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
+                self._cut_off = whole
                 break
             try:
                 values = json.loads(line)
@@ -151,7 +153,7 @@ class RowFile:
                     "choose another --out"
                 ) from None
             self.rows.append(Row.from_json(values))
-            self._whole += len(line)
+            whole += len(line)
 
     @property
     def keys(self) -> set[RowKey]:
@@ -163,7 +165,8 @@ class RowFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row.to_json()).encode() + b"\n"
         with self._path.open("ab") as file:
-            file.truncate(self._whole)
+            if self._cut_off is not None:
+                file.truncate(self._cut_off)
             file.write(line)
-        self._whole += len(line)
+        self._cut_off = None
         self.rows.append(row)

@@ -10,13 +10,16 @@ what the others are compared with.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from semshare import InvalidRequest, SemShare
+from semshare.errors import PromptTooLong, UnsupportedModel
 from semshare.evaluation.datasets import dataset_named
 from semshare.evaluation.datasets.base import Dataset
 from semshare.evaluation.datasets.documents import REWRITE
@@ -35,6 +38,7 @@ ROWS, RUN = "rows.jsonl", "run.json"
 # Of a setting, what all rows of a folder have in common.
 _SAME = ("model", "dtype", "split", "seed", "answer_tokens", "machine", "versions")
 _NAMESPACE = "eval"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,14 @@ class RunSpec:
             for value in values:
                 if value < 1:
                     raise InvalidRequest(f"{name} is {value}: it must be at least 1")
-        for dataset in map(dataset_named, self.datasets):
-            if self.scenarios and not set(self.scenarios) & set(dataset.scenarios):
+        known = dict.fromkeys(
+            scenario for name in self.datasets for scenario in dataset_named(name).scenarios
+        )
+        for scenario in self.scenarios:
+            if scenario not in known:
                 raise InvalidRequest(
-                    f"{dataset.name} has no scenario {', '.join(self.scenarios)}: choose from "
-                    f"{', '.join(dataset.scenarios)}"
+                    f"{', '.join(self.datasets)} has no scenario {scenario}: choose from "
+                    f"{', '.join(known)}"
                 )
 
 
@@ -120,7 +127,7 @@ def run_evaluation(
         ModelNotAvailable: the model or a data package is missing.
 
     """
-    methods = [FULL, *(method for method in methods if method.name != FULL.name)]
+    methods = list({method.name: method for method in (FULL, *methods)}.values())
     engine = engine or load_engine(model, dtype=dtype, progress=progress)
     setting = _claim(out, _setting(engine, spec, methods))
     file = RowFile(out / ROWS)
@@ -182,18 +189,25 @@ def _rows(
     note(f"{case.scenario} {example.id}: remembering donors")
     started = time.perf_counter()
     for donor in example.donors:
-        engine.remember(donor, namespace=_NAMESPACE)
+        engine.remember(donor, namespace=_NAMESPACE, pinned=True)  # the same ones for all methods
     build_s = time.perf_counter() - started
     try:
         task = Task(_NAMESPACE, _continuation(engine, case), case.answer_tokens)
         if warm_up:  # memory is mapped and code is loaded by one that is not timed
             for method in missing:
                 note(f"warming up {method.name}")
-                method.run(engine, example, replace(task, max_tokens=2))
+                with suppress(UnsupportedModel, PromptTooLong):
+                    method.run(engine, example, replace(task, max_tokens=2))
         reference: Reference | None = None
         for method in (FULL, *(one for one in missing if one.name != FULL.name)):
             note(f"{case.scenario} {example.id} {method.name}")
-            outcome = method.run(engine, example, task)
+            try:
+                outcome = method.run(engine, example, task)
+            except (UnsupportedModel, PromptTooLong) as error:
+                if method is FULL:
+                    raise
+                _logger.warning("%s was not run on %s: %s", method.name, example.id, error)
+                continue
             if reference is None:
                 reference = Reference(outcome, task.continuation, build_s)
             if method in missing:
@@ -206,6 +220,7 @@ def _rows(
                     method.name,
                     outcome,
                     reference,
+                    answer_tokens=case.answer_tokens,
                     seed=seed,
                 )
     finally:
@@ -250,10 +265,10 @@ def _claim(out: Path, setting: dict[str, Any]) -> dict[str, Any]:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         for name in _SAME:
-            if before[name] != setting[name]:
+            there, here = before.get(name), setting[name]
+            if there != here:
                 raise InvalidRequest(
-                    f"{out} holds rows of {name} {before[name]!r}, not {setting[name]!r}: choose "
-                    "another --out"
+                    f"{out} holds rows of {name} {there!r}, not {here!r}: choose another --out"
                 )
         new = [spec for spec in setting["runs"] if spec not in before["runs"]]
         methods = before["methods"] | setting["methods"]

@@ -43,6 +43,7 @@ def row_of(
     outcome: Outcome,
     reference: Reference,
     *,
+    answer_tokens: int,
     seed: int,
 ) -> Row:
     """The row of one method's outcome.
@@ -54,6 +55,7 @@ def row_of(
         method: its name.
         outcome: of the method.
         reference: the example's.
+        answer_tokens: most tokens of an answer.
         seed: of the run.
 
     Raises:
@@ -62,7 +64,8 @@ def row_of(
     """
     provenance, timings = outcome.provenance, outcome.timings
     by_position = fidelity.kl_per_token(reference.full.logits, outcome.logits)
-    steps = len(outcome.token_ids) - 1
+    given = len(outcome.token_ids)
+    steps = given if given < answer_tokens else given - 1  # the end token takes one, too
     row = Row(
         dataset=dataset.name,
         scenario=scenario,
@@ -86,7 +89,7 @@ def row_of(
         kl=float(by_position.mean()),
         top1=fidelity.top1_agreement(reference.full.logits, outcome.logits),
         kl_by_position=[round(value, 6) for value in by_position.tolist()],
-        rouge_l_own=metrics.rouge_l(reference.full.text, outcome.text),
+        rouge_l_own=_rouge_l_own(reference.full.text, outcome.text),
         answer=outcome.text,
         sources=_runs(provenance.source),
     )
@@ -98,6 +101,10 @@ def row_of(
         if example.gold is None
         else _with_gold(row, dataset.metric, example, outcome, reference)
     )
+
+
+def _rouge_l_own(full: str, answer: str) -> float:
+    return 1.0 if answer == full else metrics.rouge_l(full, answer)  # also where both are empty
 
 
 def _runs(sources: NDArray[np.uint8]) -> list[tuple[str, int]]:

@@ -60,7 +60,7 @@ def ratio_of_means(
 ) -> Estimate | None:
     """Σ numerators / Σ denominators, examples resampled with both of theirs; PGR is one.
 
-    None where the denominators add up to nothing.
+    None where the denominators add up to nothing or less: then more is not better any more.
 
     Raises:
         InvalidRequest: no values, or not as many of both.
@@ -68,7 +68,7 @@ def ratio_of_means(
     """
     _require_pairs(numerators, denominators)
     pairs = np.asarray(sorted(zip(numerators, denominators, strict=True)), dtype=np.float64)
-    if len(pairs) and abs(pairs[:, 1].mean()) < 1e-9:
+    if len(pairs) and pairs[:, 1].mean() < 1e-9:
         return None
     return _estimate(pairs, lambda means: means[..., 0] / means[..., 1], seed)
 

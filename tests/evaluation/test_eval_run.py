@@ -36,7 +36,7 @@ def timeless(row: Row) -> dict[str, object]:
 def test_every_method_has_a_row_of_every_example_and_full_is_the_measure(tmp_path: Path) -> None:
     engine = tiny_engine()
     rows, setting = run_evaluation(
-        SPEC, [SEMSHARE, PREFIX, NeverApplies()], tmp_path, engine=engine, progress=False
+        SPEC, [SEMSHARE, PREFIX, NeverApplies(), SEMSHARE], tmp_path, engine=engine, progress=False
     )
     assert sorted({row.method for row in rows}) == ["full", "prefix", "semshare"]
     assert len(rows) == 2 * 3

@@ -56,6 +56,7 @@ def test_a_ratio_is_of_the_means_and_not_the_mean_of_ratios() -> None:
     assert found.mean == pytest.approx(10 / 12)
     assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(0.9))
     assert ratio_of_means([1.0, 1.0], [1.0, -1.0]) is None
+    assert ratio_of_means([1.0, 1.0], [1.0, -2.0]) is None
 
 
 def test_nothing_has_no_mean() -> None:

@@ -34,7 +34,7 @@ def similar_papers(material: Material, limit: int, *, scenario: str) -> list[Exa
             ask=partial(paper_scenarios.question_last, aspect=aspect),
             ask_otherwise=partial(paper_scenarios.instruction_first, aspect=DONOR_ASPECT),
         )
-        for index, (paper, text) in enumerate(material.papers(room, max(limit, 2)))
+        for index, (paper, text) in enumerate(material.papers(room, limit + 1))
         for aspect in (TARGET_ASPECTS[index % 2],)
     ]
     return similar_prompts(scenario, documents, limit, material.seed)

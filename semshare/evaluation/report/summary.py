@@ -17,6 +17,7 @@ from semshare.evaluation.statistics import Estimate, estimate, paired_difference
 T = TypeVar("T")
 
 FULL, NO_CONTEXT, OURS, FLOOR = "full", "no_context", "semshare", "rerun"
+MIN_EXAMPLES = 8
 Kind = Literal["contender", "reference", "control", "variant"]
 _KINDS: dict[str, Kind] = {
     FULL: "reference",
@@ -52,7 +53,7 @@ PGR = Metric("pgr", "PGR", 1)  # of no single row
 RIGHT = Metric("right", "right", 1, is_share=True)
 METRICS = (
     COMPUTE,
-    Metric("hit_rate", "reused", 1, is_share=True),
+    Metric("hit_rate", "mapped", 1, is_share=True),
     KL,
     Metric("top1", "top-1", 1, is_share=True),
     LIKELIHOOD,
@@ -96,7 +97,8 @@ class Summary:
     kv_bytes, own_kv_bytes: means.
     kl_by_position: mean KL of the scored text's tokens, as far as at least half of the texts go.
     build_s:        mean seconds to remember an example's donors.
-    break_even:     reuses of the donors until that has paid; None: never, since it saves no time.
+    break_even:     reuses of the donors until that has paid; None: never, since it saves no time or
+                    uses no donor.
     fallbacks:      requests that were computed in full after all.
     """
 
@@ -160,7 +162,7 @@ def _summary(group: Group, method: str, by_method: dict[str, list[Row]]) -> Summ
         own_kv_bytes=fmean(row.own_kv_bytes for row in rows),
         kl_by_position=_by_position([row.kl_by_position for row in rows]),
         build_s=build_s,
-        break_even=_break_even(build_s, saved),
+        break_even=_break_even(build_s, saved) if any(row.hit_rate for row in rows) else None,
         fallbacks=sum(row.fallback is not None for row in rows),
     )
 
@@ -248,13 +250,14 @@ def frontier(summaries: Sequence[Summary], quality: Metric) -> list[Summary]:
 
 
 def is_clear(one: Summary, quality: Metric) -> bool:
-    """Whether the interval of its difference to `semshare` leaves out 0.
+    """Whether the interval of its difference to `semshare` leaves out 0, over examples enough: of a
+    few, a bootstrap says no more than whether all differ the same way.
 
     PGR is one linear function of the likelihood for all methods of a group, so that decides it.
     """
     name = LIKELIHOOD.name if quality is PGR else quality.name
     found = one.differences.get(name)
-    if found is None or found.low is None or found.high is None:
+    if found is None or found.low is None or found.high is None or found.n < MIN_EXAMPLES:
         return False
     return found.low > 0 or found.high < 0
 

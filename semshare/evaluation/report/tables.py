@@ -23,6 +23,7 @@ from semshare.evaluation.statistics import Estimate
 
 ABSENT = "–"
 LEAST_KL = 1e-4  # nats a token; less makes no difference that could be seen
+MIN_P95 = 20  # examples, of which fewer than one would lie above it
 _MB = 1e6
 
 
@@ -123,7 +124,7 @@ def table_of(summaries: Sequence[Summary]) -> Table:
         *((_label(metric), _metric_cell(metric)) for metric in (*METRICS[:3], PGR, *METRICS[3:])),
         (f"KL − {OURS}'s", _difference_cell),
         ("TTFT p50, s", lambda one: Cell(f"{one.ttft_p50:.3g}")),
-        ("TTFT p95, s", lambda one: Cell(f"{one.ttft_p95:.3g}")),
+        ("TTFT p95, s", lambda one: Cell(f"{one.ttft_p95:.3g}") if one.n >= MIN_P95 else None),
         ("speedup", lambda one: None if one.speedup is None else Cell(f"{one.speedup:.2f} ×")),
         ("decode, ms", lambda one: None if one.decode_s is None else Cell(_ms(one.decode_s))),
         ("KV read, MB", lambda one: Cell(f"{one.kv_bytes / _MB:.1f}")),

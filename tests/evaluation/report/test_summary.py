@@ -27,9 +27,25 @@ def test_figures_of_a_method_are_means_and_ratios_over_its_examples() -> None:
         row("full", "b", ttft_s=4.0, log_likelihood=-2.0),
         row("no_context", "a", log_likelihood=-3.0),
         row("no_context", "b", log_likelihood=-6.0),
-        row("semshare", "a", ttft_s=0.5, kl=0.1, log_likelihood=-1.5, kl_by_position=[0.1, 0.3]),
-        row("semshare", "b", ttft_s=0.5, kl=0.3, log_likelihood=-2.0, kl_by_position=[0.3]),
-        row("epic", "a", ttft_s=2.5, kl=0.2),
+        row(
+            "semshare",
+            "a",
+            hit_rate=0.9,
+            ttft_s=0.5,
+            kl=0.1,
+            log_likelihood=-1.5,
+            kl_by_position=[0.1, 0.3],
+        ),
+        row(
+            "semshare",
+            "b",
+            hit_rate=0.9,
+            ttft_s=0.5,
+            kl=0.3,
+            log_likelihood=-2.0,
+            kl_by_position=[0.3],
+        ),
+        row("epic", "a", hit_rate=0.9, ttft_s=2.5, kl=0.2),
     )
     ours = found["semshare"]
     assert ours.n == 2
