@@ -14,6 +14,7 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.status import Status
 
@@ -46,7 +47,7 @@ def load_engine(
 
 @contextmanager
 def progress_bar(title: str, total: int, *, enabled: bool) -> Iterator[tuple[Step, Step]]:
-    """A bar of `total` steps that is gone when it is done.
+    """A bar of `total` steps, with the time it took and may take yet, that is gone when it is done.
 
     Yields two functions: `note(text)` says what is going on, `advance(text)` ends a step.
     """
@@ -56,6 +57,7 @@ def progress_bar(title: str, total: int, *, enabled: bool) -> Iterator[tuple[Ste
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=not enabled
