@@ -51,9 +51,9 @@ EVALUATIONS = (
     "--dataset facts --limit 20",
     "--dataset translations --scenario long --tokens 500,1000,2000,4000,6000 --limit 1",
     "--dataset aclsum --scenario shifted --tokens 5000 --limit 1",
-    "--dataset aclsum --scenario overlap-60,entities,synonyms --limit 2",
-    "--dataset aclsum --scenario multi_donor,unrelated --limit 1",
-    "--dataset aclsum --scenario prefix --tokens 1200 --limit 1",
+    "--dataset aclsum --scenario prefix,unrelated,overlap-60,entities,synonyms --tokens 1200 "
+    "--limit 1",
+    "--dataset aclsum --scenario multi_donor --tokens 2500 --limit 1",
 )
 MAX_LINES = 1000  # longer records are one line
 

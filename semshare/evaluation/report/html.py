@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from semshare.evaluation.report.plots import (
+    COMPUTED,
+    FIRST_TOKEN,
     Plot,
     divergence_plot,
     frontier_plot,
@@ -30,7 +32,7 @@ class Section:
     title: str
     headline: tuple[str, ...]
     glance: tuple[str, ...]
-    frontier: Plot
+    frontiers: tuple[Plot, ...]
     table: Table
     divergence: Plot
     tokens: TokenMap | None
@@ -125,7 +127,10 @@ def _section(at: int, group: Group, summaries: list[Summary], rows: Sequence[Row
         title=title(group),
         headline=tuple(headline(summaries)),
         glance=glance(summaries),
-        frontier=frontier_plot(group, summaries, name=f"frontier-{at}"),
+        frontiers=(
+            frontier_plot(group, summaries, COMPUTED, name=f"frontier-{at}"),
+            frontier_plot(group, summaries, FIRST_TOKEN, name=f"speed-{at}"),
+        ),
         table=table_of(summaries),
         divergence=divergence_plot(group, summaries, name=f"divergence-{at}"),
         tokens=next(mapped, None),

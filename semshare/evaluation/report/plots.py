@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from semshare.evaluation.report.drawing import Axis, Item, Style, line_plot, scatter_plot
-from semshare.evaluation.report.summary import COMPUTE, FULL, KL, OURS, Group, Summary, frontier
+from semshare.evaluation.report.summary import FULL, KL, OURS, Group, Summary, computed, frontier
 from semshare.evaluation.report.tables import LEAST_KL
 
 _LEAST_COMPUTE = 1e-3
@@ -46,29 +46,45 @@ class Plot:
     caption: str
 
 
-def frontier_plot(group: Group, summaries: Sequence[Summary], *, name: str) -> Plot:
-    """KL against compute, each method a point; `name` is of no other plot of the page.
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a frontier weighs KL against.
+
+    what: in words.
+    """
+
+    what: str
+    of: Callable[[Summary], float]
+    axis: Axis
+
+
+def frontier_plot(group: Group, summaries: Sequence[Summary], cost: Cost, *, name: str) -> Plot:
+    """KL against a cost, each method a point; `name` is of no other plot of the page.
 
     Raises:
         ModelNotAvailable: matplotlib is not installed.
 
     """
     if all(one.kind != "contender" for one in summaries):
-        return Plot(None, "No plot of quality against compute: no contender was run.")
-    items = [Item(one.method, (_cost_and_loss(one),), _style(one)) for one in summaries]
+        return Plot(None, f"No plot of quality against {cost.what}: no contender was run.")
+
+    def at(one: Summary) -> tuple[float, float]:
+        return cost.of(one), one.means[KL.name].mean
+
+    items = [Item(one.method, (at(one),), _style(one)) for one in summaries]
     svg = scatter_plot(
         items,
-        [_cost_and_loss(one) for one in frontier(summaries, KL)],
-        Axis("computed, % of (token, layer) pairs", _percent, least=_LEAST_COMPUTE),
+        [at(one) for one in frontier(summaries, KL, cost=cost.of)],
+        cost.axis,
         Axis("KL from full prefill, nats a token", _plain, least=LEAST_KL),
         name=name,
-        title=f"KL against compute in {group.scenario}",
+        title=f"KL against {cost.what} in {group.scenario}",
     )
     return Plot(
         svg,
-        "Quality against compute: left and down is better. The line is the frontier, of whose "
-        "methods none computes less and is nearer to full prefill. Hollow: references and "
-        f"controls. Means over n = {_counts(summaries)}.",
+        f"Quality against {cost.what}: left and down is better. The line is the frontier, of whose "
+        "methods none costs less and is nearer to full prefill. Hollow: references and controls. "
+        f"n = {_counts(summaries)}.",
     )
 
 
@@ -209,10 +225,6 @@ def _style(one: Summary) -> Style:
     return _BESIDE
 
 
-def _cost_and_loss(one: Summary) -> tuple[float, float]:
-    return one.means[COMPUTE.name].mean, one.means[KL.name].mean
-
-
 def _smooth(values: Sequence[float]) -> list[float]:
     """Centred running means, over fewer values at the ends."""
     half = _WINDOW // 2
@@ -233,3 +245,13 @@ def _percent(share: float) -> str:
 
 def _plain(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") if value < 1 else f"{value:,.0f}"
+
+
+COMPUTED = Cost(
+    "compute",
+    computed,
+    Axis("computed, % of (token, layer) pairs", _percent, least=_LEAST_COMPUTE),
+)
+FIRST_TOKEN = Cost(
+    "time to first token", lambda one: one.ttft_p50, Axis("time to first token, s", _plain)
+)

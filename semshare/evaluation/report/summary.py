@@ -239,12 +239,22 @@ def pareto(
     return chosen
 
 
-def frontier(summaries: Sequence[Summary], quality: Metric) -> list[Summary]:
-    """The contenders that none computes less than and is better than, cheapest first."""
+def computed(one: Summary) -> float:
+    """Share of (token, layer) pairs."""
+    return one.means[COMPUTE.name].mean
+
+
+def frontier(
+    summaries: Sequence[Summary],
+    quality: Metric,
+    *,
+    cost: Callable[[Summary], float] = computed,
+) -> list[Summary]:
+    """The contenders that none costs less than and is better than, cheapest first."""
     known = [one for one in summaries if one.kind == "contender" and quality.name in one.means]
     return pareto(
         known,
-        cost=lambda one: one.means[COMPUTE.name].mean,
+        cost=cost,
         loss=lambda one: -quality.direction * one.means[quality.name].mean,
     )
 

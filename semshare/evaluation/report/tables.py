@@ -70,6 +70,10 @@ def headline(summaries: Sequence[Summary]) -> Iterator[str]:
         f"{_number(KL, ours.means[KL.name].mean)} from full prefill; its first token comes after "
         f"{ours.ttft_p50:.3g} s{faster} (medians, n = {ours.n})."
     )
+    most = max(one.n for one in summaries)
+    behind = [f"{one.method} {one.n}" for one in summaries if one.n < most]
+    if behind:
+        yield f"Not all methods have all of {most} examples yet: {_listed(behind)}."
     if ours.fallbacks:
         yield f"{ours.fallbacks} of {ours.n} prompts were computed in full after all."
     known = [quality for quality in QUALITIES if quality.name in ours.means]
