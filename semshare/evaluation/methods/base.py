@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from semshare import Provenance, ReusePolicy, SemShare, Timings
@@ -18,9 +19,10 @@ from semshare.engine.served import Planned
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import PromptTooLong
 from semshare.evaluation.material import Example
+from semshare.planning.deviation import schedule_of
 from semshare.planning.planner import Draft
 from semshare.session import Planning, Session
-from semshare.types import Ids, Prompt, ReusePlan
+from semshare.types import Ids, Prompt, ReusePlan, TokenSource
 
 # `Planning` but for the session, which a method learns with the engine.
 SessionPlanning = Callable[[Session, Ids, ReusePolicy, str, Stopwatch], Planned]
@@ -136,6 +138,21 @@ def changed(change: Change) -> SessionPlanning:
         return Planned(plan, policy.mode, draft.found.prefix_owners)
 
     return planning
+
+
+def recomputed_by_deviation(plan: ReusePlan, shares: NDArray[np.float64]) -> ReusePlan:
+    """A plan whose reused tokens, but for an exact prefix, all run in the first layer.
+
+    Args:
+        plan: what is reused.
+        shares: `[layers − 1]` of them that go on in each layer after it, those whose KV deviates
+            most.
+
+    """
+    candidates = np.flatnonzero(plan.source > TokenSource.PREFIX).astype(np.int32)
+    if len(candidates) == 0:
+        return plan
+    return replace(plan, deviation=schedule_of(candidates, shares * len(candidates)))
 
 
 def serve(

@@ -8,16 +8,13 @@ second layer.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from semshare.evaluation.methods.base import PolicyMethod, changed
+from semshare.evaluation.methods.base import PolicyMethod, changed, recomputed_by_deviation
 from semshare.evaluation.methods.reuse import IDENTICAL_TEXT
-from semshare.planning.deviation import schedule_of
 from semshare.planning.planner import Draft
 from semshare.session import Session
-from semshare.types import ReusePlan, TokenSource
+from semshare.types import ReusePlan
 
 RATIO = 0.16  # of the reused tokens, on average over the layers: its code's default
 # Ours: the second layer's share of that. The paper filters gradually; no number could be checked.
@@ -27,11 +24,8 @@ FIRST = 1.2
 def blended(session: Session, draft: Draft, plan: ReusePlan) -> ReusePlan:
     """All reused tokens may be recomputed, fewer in each layer; an exact prefix need not be."""
     del draft
-    candidates = np.flatnonzero(plan.source > TokenSource.PREFIX).astype(np.int32)
-    if len(candidates) == 0:
-        return plan
     ratios = RATIO * np.linspace(FIRST, 2 - FIRST, session.model.n_layers - 1)
-    return replace(plan, deviation=schedule_of(candidates, ratios * len(candidates)))
+    return recomputed_by_deviation(plan, ratios)
 
 
 CACHEBLEND = PolicyMethod(

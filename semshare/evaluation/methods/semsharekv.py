@@ -15,19 +15,16 @@ the method is done:
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from semshare import ReusePolicy
 from semshare.engine.served import Planned
 from semshare.engine.stopwatch import Stopwatch
-from semshare.evaluation.methods.base import PolicyMethod
+from semshare.evaluation.methods.base import PolicyMethod, recomputed_by_deviation
 from semshare.planning.align import AlignmentBuilder, FuzzyCandidate, align_nearest
-from semshare.planning.deviation import schedule_of
 from semshare.planning.planner import Draft, Found
 from semshare.session import Session
-from semshare.types import Alignment, Ids, ReusePlan, TokenSource
+from semshare.types import Alignment, Ids
 
 # Unverified, from a third party's code: its "hot" and "cold" recompute shares. Taken for those of
 # the second and the last layer, with exponential decay between, as in what is kept.
@@ -64,7 +61,9 @@ def planned(
     with watch.measure("plan"):
         nothing = np.zeros(len(ids), dtype=np.bool_)
         plan = session.planner.finish(Draft(ids, policy, found, alignment, unsafe=nothing))
-        plan = _recomputing(plan, session.model.n_layers)
+        layers = session.model.n_layers - 1
+        shares = np.geomspace(RECOMPUTE_SECOND_LAYER, RECOMPUTE_LAST_LAYER, layers)
+        plan = recomputed_by_deviation(plan, shares)
     return Planned(plan, policy.mode, found.prefix_owners)
 
 
@@ -75,14 +74,6 @@ def _matched(session: Session, ids: Ids, found: Found) -> Alignment:
         donor = found.donors[name]
         align_nearest(builder, ids, FuzzyCandidate(name, donor.ids, donor.codes), session.lsh)
     return builder.build()
-
-
-def _recomputing(plan: ReusePlan, n_layers: int) -> ReusePlan:
-    candidates = np.flatnonzero(plan.source > TokenSource.PREFIX).astype(np.int32)
-    if len(candidates) == 0:
-        return plan
-    shares = np.geomspace(RECOMPUTE_SECOND_LAYER, RECOMPUTE_LAST_LAYER, n_layers - 1)
-    return replace(plan, deviation=schedule_of(candidates, shares * len(candidates)))
 
 
 SEMSHAREKV = PolicyMethod(
