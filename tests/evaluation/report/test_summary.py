@@ -101,7 +101,7 @@ def test_a_difference_of_every_example_is_no_noise() -> None:
             row("semshare", name, compute_fraction=0.2, kl=0.2),
             row("epic", name, compute_fraction=0.1),
         )
-        for name in "abc"
+        for name in "abcdefgh"
     ]
     found = only_group(*(one for pair in pairs for one in pair))
     assert " ".join(headline(list(found.values()))).endswith("by epic (0 at 10.0 %).")
