@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from semshare.evaluation.progress import status_line
@@ -45,7 +45,8 @@ def show_parts(record: Mapping[str, Any], json_output: bool) -> None:
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Records with the same fields, one a line."""
-    table = Table(*rows[0], box=None, pad_edge=False)
+    # Folded, since a name that is cut off can't be typed.
+    table = Table(*(Column(name, overflow="fold") for name in rows[0]), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))
     Console().print(table)
