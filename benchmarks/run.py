@@ -50,7 +50,7 @@ EVALUATIONS = (
     "--dataset pairs --limit 6",
     "--dataset facts --limit 20",
     "--dataset translations --scenario long --tokens 500,1000,2000,4000,6000 --limit 1",
-    "--dataset aclsum --scenario shifted --tokens 5000 --limit 1",
+    "--dataset aclsum --scenario shifted --tokens 5000 --limit 2",
     "--dataset aclsum --scenario prefix,unrelated,overlap-60,entities,synonyms --tokens 1200 "
     "--limit 1",
     "--dataset aclsum --scenario multi_donor --tokens 2500 --limit 1",
