@@ -8,7 +8,7 @@ stay behind.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from semshare.engine.generation import Generation, Request
 from semshare.engine.prompts import eos_ids
 from semshare.engine.sampling import Picked, Sampler, SamplingParams
 from semshare.engine.served import Served
+from semshare.engine.stages import Stages
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import PromptTooLong
 from semshare.kv.sequence import KVSequence
@@ -76,25 +77,17 @@ def decode_forced(
         PoolExhausted: no KV slots, and nothing left to evict.
 
     """
-    session = engine.session
     watch = Stopwatch()
-    ids = session.encoder.prompt_ids(prompt)
-    if len(ids) + n > engine.max_context:
-        raise PromptTooLong(len(ids) + n, engine.max_context)
     sampler = _Recorder(SamplingParams(logit_bias=without_end(engine)), tokens)
     seconds = [0.0]
-    with session.lock, torch.inference_mode():
-        stages = _Stages(session, sampler, leaves_nothing=leaves_nothing)
-        scheduler = session.new_scheduler(stages)
-        generation = scheduler.submit(Request(ids, policy, namespace, max_tokens=n), watch)
-        while not generation.ended:
-            before = watch.elapsed_s
-            scheduler.step()
-            seconds[-1] += watch.elapsed_s - before
-            if len(sampler.logits) == len(seconds):
-                seconds.append(0.0)
-    if generation.error is not None:
-        raise generation.error
+
+    def took(step_s: float) -> None:
+        seconds[-1] += step_s
+        if len(sampler.logits) == len(seconds):
+            seconds.append(0.0)
+
+    stages = _Stages(engine.session, sampler, leaves_nothing=leaves_nothing)
+    generation = _answered_alone(engine, prompt, n, policy, namespace, stages, watch, took)
     seconds[0] = watch.timings().ttft_s
     picked = generation.continuations[0].tokens
     return ForcedAnswer(
@@ -117,20 +110,39 @@ def answer_alone(
         PoolExhausted: no KV slots, and nothing left to evict.
 
     """
+    stages = _Stages(engine.session, None, leaves_nothing=True)
+    generation = _answered_alone(
+        engine, prompt, max_tokens, policy, namespace, stages, Stopwatch(), lambda _: None
+    )
+    (answer,) = (delta.answer for delta in generation.outbox if delta.answer is not None)
+    return answer
+
+
+def _answered_alone(
+    engine: SemShare,
+    prompt: Prompt,
+    max_tokens: int,
+    policy: ReusePolicy,
+    namespace: str,
+    stages: Stages,
+    watch: Stopwatch,
+    took: Callable[[float], None],
+) -> Generation:
+    """One request run to its end by a scheduler of its own; `took` gets each step's seconds."""
     session = engine.session
-    watch = Stopwatch()
     ids = session.encoder.prompt_ids(prompt)
     if len(ids) + max_tokens > engine.max_context:
         raise PromptTooLong(len(ids) + max_tokens, engine.max_context)
     with session.lock, torch.inference_mode():
-        scheduler = session.new_scheduler(_Stages(session, None, leaves_nothing=True))
+        scheduler = session.new_scheduler(stages)
         generation = scheduler.submit(Request(ids, policy, namespace, max_tokens), watch)
         while not generation.ended:
+            before = watch.elapsed_s
             scheduler.step()
+            took(watch.elapsed_s - before)
     if generation.error is not None:
         raise generation.error
-    (answer,) = (delta.answer for delta in generation.outbox if delta.answer is not None)
-    return answer
+    return generation
 
 
 class _Recorder(Sampler):

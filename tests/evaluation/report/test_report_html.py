@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_rows import row
 
 from semshare.errors import ModelNotAvailable
 from semshare.evaluation.report.drawing import Item, Style
@@ -35,29 +36,20 @@ SETTING = {
     "machine": {"cpu": "abacus", "gpu": None, "threads": 2, "system": "Linux 6"},
     "versions": {"python": "3.11"},
 }
-BASE = Row(
+BASE = row(
+    "full",
+    "one",
     dataset="papers",
     scenario="shifted",
     length=1000,
-    example="one",
-    method="full",
     seed=7,
-    tokens=1000,
-    compute_fraction=1.0,
-    hit_rate=0.0,
-    fallback=None,
-    ttft_s=2.0,
-    lookup_s=0.0,
-    plan_s=0.0,
-    load_s=0.0,
-    prefill_s=2.0,
     decode_s=0.02,
-    build_s=3.0,
     kv_bytes=4_000_000,
     own_kv_bytes=4_000_000,
-    kl=0.0,
-    top1=1.0,
-    kl_by_position=[0.0, 0.0],
+    log_likelihood=None,
+    rouge_l_own=None,
+    answer="",
+    sources=None,
 )
 
 
