@@ -145,12 +145,12 @@ class ReusePlan:
 
     @property
     def compute_fraction(self) -> float:
-        """Share of all (token, layer) pairs it computes; a row that a layer drops ran in it."""
+        """Share of all (token, layer) pairs it computes.
+
+        A row that a layer drops, which cost its projections, is not counted in that layer.
+        """
         fresh = np.count_nonzero(self.source == TokenSource.FRESH)
-        candidates = 0.0  # mean over the layers
-        if self.deviation is not None:
-            keep = self.deviation.keep
-            candidates = (len(self.deviation.candidates) + sum(keep[:-1])) / len(keep)
+        candidates = 0.0 if self.deviation is None else float(np.mean(self.deviation.keep))
         return float(fresh + candidates) / max(len(self.ids), 1)
 
     @property

@@ -35,7 +35,7 @@ class ForwardResult:
     """What a pass made of some rows."""
 
     logits: Tensor  # [n_logits, vocab] float32
-    rows_computed: int  # (row, layer) pairs that ran
+    rows_computed: int  # (row, layer) pairs; a row counts in the layers that it leaves
 
 
 class Executor:
@@ -98,9 +98,9 @@ class Executor:
         if not any(rows.begins_the_prompt for rows in several):
             linears = few_rows_linears(hidden)
         for layer in range(self.adapter.n_layers):
+            hidden = self._layer(layer, hidden, prepared, linears)
             for index, rows in enumerate(prepared):
                 computed[index] += len(rows.slots)
-            hidden = self._layer(layer, hidden, prepared, linears)
         wanted = [rows.n_logits for rows in several]
         parts = torch.split(hidden, [len(rows.slots) for rows in prepared])
         last = _joined([part[len(part) - n :] for part, n in zip(parts, wanted, strict=True)])

@@ -243,10 +243,10 @@ def test_a_missing_query_attention_is_an_error_and_not_a_silent_none() -> None:
         plan_of([FUZZY] * 5, policy(selection="query_attention", recompute=0.5))
 
 
-def test_the_planned_compute_fraction_counts_rows_where_they_run() -> None:
+def test_the_planned_compute_fraction_counts_rows_in_the_layers_they_leave() -> None:
     plan = plan_of([FRESH] * 3 + [FUZZY] * 6 + [FRESH], policy())
     assert plan.compute_fraction == 0.4
-    # 4 fresh rows and 6 candidates; what a layer drops has run in it.
+    # 4 fresh rows, and of 6 candidates those that each layer keeps.
     schedule = DeviationSchedule((6, 3, 2, 1), np.arange(3, 9, dtype=np.int32))
     planned = replace(plan, deviation=schedule)
-    assert planned.compute_fraction == pytest.approx((4 + (6 + 6 + 3 + 2) / 4) / 10)
+    assert planned.compute_fraction == pytest.approx((4 + (6 + 3 + 2 + 1) / 4) / 10)

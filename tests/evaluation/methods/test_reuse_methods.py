@@ -94,8 +94,7 @@ def test_cacheblend_filters_16_percent_of_the_reused_tokens_on_average() -> None
     # 16 % of 200 is 32: 1.2, 1.0 and 0.8 times that in the layers after the first.
     keep = (200, ceil(38.4), 32, ceil(25.6))
     assert changed.deviation.keep == keep
-    # A layer computes the keys of all rows that the one before let through.
-    rows = 4 * (N - 200) + 200 + sum(keep[:-1])
+    rows = 4 * (N - 200) + sum(keep)
     assert run(engine, "cacheblend", ONE_RUN).provenance.compute_fraction == rows / (4 * N)
 
 
@@ -148,9 +147,9 @@ def test_semsharekv_recomputes_fewer_rows_the_deeper_a_layer_lies() -> None:
     counts = outcome.provenance.counts
     assert counts["fresh"] == 32  # every other token has a nearest one
     candidates = n - 32 - counts["prefix"]
-    # 0.5, √(0.5 × 0.1), 0.1; the last layer's rows are computed before they are filtered.
-    keep = [candidates, ceil(0.5 * candidates), ceil(0.05**0.5 * candidates)]
-    assert outcome.provenance.compute_fraction == (4 * 32 + candidates + sum(keep)) / (4 * n)
+    # 0.5, √(0.5 × 0.1), 0.1 in the layers after the first.
+    keep = [candidates, *(ceil(share * candidates) for share in (0.5, 0.05**0.5, 0.1))]
+    assert outcome.provenance.compute_fraction == (4 * 32 + sum(keep)) / (4 * n)
     assert len(outcome.provenance.donors) == 1
     assert outcome.provenance.retained == pytest.approx(0.6, abs=0.01)
 
