@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
+import uuid
 from http import HTTPStatus
 from typing import Any
 
@@ -28,6 +30,18 @@ from semshare_service.wire import (
     request_media_type,
     response_media_type,
 )
+
+_REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
+_REQUEST_ID_HEADER = "X-Request-Id"
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def request_id(request: web.Request) -> str:
+    """What logs and the response call this request: the name its client gave it, if any."""
+    if _REQUEST_ID not in request:
+        given = request.headers.get(_REQUEST_ID_HEADER, "")
+        request[_REQUEST_ID] = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+    return request[_REQUEST_ID]
 
 
 async def read_body(request: web.Request) -> Any:
@@ -61,7 +75,7 @@ def respond(
     return web.Response(
         body=encode(body, media_type),
         status=status,
-        headers=headers,
+        headers={_REQUEST_ID_HEADER: request_id(request), **(headers or {})},
         content_type=media_type.value,
         charset="utf-8" if media_type is MediaType.JSON else None,
     )

@@ -11,9 +11,9 @@ from aiohttp import web
 
 from semshare.config import EngineConfig
 from semshare_service.app import create_app
+from semshare_service.context import SERVICE
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
-from semshare_service.routes import SERVICE
 from semshare_service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)

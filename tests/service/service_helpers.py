@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from fake_engine import FakeEngine
 
 from semshare_service.app import create_app
-from semshare_service.routes import SERVICE
+from semshare_service.context import SERVICE
 from semshare_service.settings import ServiceSettings
 from semshare_service.worker import ModelWorker, WorkerStatus
 

@@ -1,0 +1,15 @@
+"""The routes. Each reads, submits one operation to the worker, and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from semshare_service.routes import donors, generation, operations
+
+
+def all_routes() -> Iterable[web.AbstractRouteDef]:
+    """Of all modules."""
+    for module in (operations, generation, donors):
+        yield from module.routes

@@ -1,0 +1,60 @@
+"""How the service stands, and what it serves."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from aiohttp import web
+
+from semshare_service.context import SERVICE
+from semshare_service.errors import ServiceUnavailable
+from semshare_service.exchange import respond
+from semshare_service.replies import list_body
+
+routes = web.RouteTableDef()
+
+
+@routes.get("/health")
+async def health(request: web.Request) -> web.Response:
+    """Liveness: the process answers."""
+    return respond(request, {"status": "ok", "version": _version()})
+
+
+@routes.get("/ready")
+async def ready(request: web.Request) -> web.Response:
+    """Readiness: the model is loaded and its worker alive. 503 with the same form if not."""
+    status = request.app[SERVICE].worker.status()
+    body = {
+        "status": status.state,
+        "model": status.model,
+        "max_context": status.max_context,
+        "queue": {"waiting": status.waiting, "limit": status.limit, "running": status.running},
+        "reason": status.reason,
+    }
+    return respond(request, body, status=200 if status.state == "ready" else 503)
+
+
+@routes.get("/v1/models")
+async def models(request: web.Request) -> web.Response:
+    """The one model, in OpenAI's form."""
+    service = request.app[SERVICE]
+    status = service.worker.status()
+    if status.model is None:
+        raise ServiceUnavailable(
+            "the model is not loaded: GET /ready says how it stands", retry_after_s=1.0
+        )
+    model = {
+        "id": status.model,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "semshare",
+        "max_model_len": status.max_context,
+    }
+    return respond(request, list_body([model]))
+
+
+def _version() -> str:
+    try:
+        return version("semshare")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
