@@ -13,10 +13,12 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from semshare import InvalidRequest, SemShare
 from semshare.errors import PromptTooLong, UnsupportedModel
@@ -34,7 +36,7 @@ from semshare.evaluation.texts import Split
 
 TOKENS = 1200  # of a target, in scenarios that have no length of their own
 OWN_ANSWER_TOKENS = 40  # scored where there is no gold text
-ROWS, RUN = "rows.jsonl", "run.json"
+ROWS, RUN, LOCK = "rows.jsonl", "run.json", ".lock"
 # Of a setting, what all rows of a folder have in common.
 _SAME = ("model", "dtype", "split", "seed", "answer_tokens", "machine", "versions")
 _NAMESPACE = "eval"
@@ -123,16 +125,48 @@ def run_evaluation(
         The rows, and the setting that the report names: model, machine, versions, what was run.
 
     Raises:
-        InvalidRequest: the folder holds another run's rows; or no data of that length.
+        InvalidRequest: the folder holds another run's rows, or another run writes into it; or no
+            data of that length.
         ModelNotAvailable: the model or a data package is missing.
 
     """
     methods = list({method.name: method for method in (FULL, *methods)}.values())
     engine = engine or load_engine(model, dtype=dtype, progress=progress)
-    setting = _claim(out, _setting(engine, spec, methods))
-    file = RowFile(out / ROWS)
-    with status_line("choosing the texts…", enabled=progress):
-        cases = list(_cases(engine, spec))
+    with _alone_in(out):
+        setting = _claim(out, _setting(engine, spec, methods))
+        file = RowFile(out / ROWS)
+        with status_line("choosing the texts…", enabled=progress):
+            cases = list(_cases(engine, spec))
+        _measure(engine, spec, methods, cases, file, progress=progress)
+        return file.rows, setting
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold a folder: two runs that write into one would measure the same rows twice."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InvalidRequest(
+            f"another run writes into {out}: wait for its end, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _measure(
+    engine: SemShare,
+    spec: RunSpec,
+    methods: Sequence[Method],
+    cases: Sequence[Case],
+    file: RowFile,
+    *,
+    progress: bool,
+) -> None:
     total = sum(len(_missing(case, methods, file, spec.seed)) for case in cases)
     with progress_bar("eval", total, enabled=progress) as (note, advance):
         warm = False
@@ -143,7 +177,6 @@ def run_evaluation(
                     file.append(row)
                     advance(f"{row.scenario} {row.example} {row.method}")
                 warm = True
-    return file.rows, setting
 
 
 def _cases(engine: SemShare, spec: RunSpec) -> Iterator[Case]:
@@ -273,6 +306,5 @@ def _claim(out: Path, setting: dict[str, Any]) -> dict[str, Any]:
         new = [spec for spec in setting["runs"] if spec not in before["runs"]]
         methods = before["methods"] | setting["methods"]
         setting = setting | {"runs": [*before["runs"], *new], "methods": methods}
-    out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(setting, indent=1) + "\n", encoding="utf-8")
     return setting

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from documented import undocumented
+from filelock import FileLock
 from tiny import tiny_engine
 
 from semshare import InvalidRequest, SemShare
@@ -11,7 +12,7 @@ from semshare.evaluation.material import Example
 from semshare.evaluation.methods.base import Outcome, Task
 from semshare.evaluation.methods.reuse import FULL, PREFIX, SEMSHARE
 from semshare.evaluation.rows import Row, RowFile
-from semshare.evaluation.run import RunSpec, run_evaluation
+from semshare.evaluation.run import LOCK, RUN, RunSpec, run_evaluation
 
 SPEC = RunSpec(("facts",), limit=2)
 TIMES = {"ttft_s", "lookup_s", "plan_s", "load_s", "prefill_s", "decode_s", "build_s"}
@@ -110,3 +111,9 @@ def test_a_row_survives_json() -> None:
     values = {field.name: None for field in fields(Row)} | {"sources": [("fresh", 3)]}
     row = Row(**values)  # type: ignore[arg-type]
     assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with FileLock(tmp_path / LOCK), pytest.raises(InvalidRequest, match="another run writes"):
+        run_evaluation(SPEC, [PREFIX], tmp_path, engine=tiny_engine(), progress=False)
+    assert not (tmp_path / RUN).exists()
