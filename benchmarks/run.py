@@ -49,13 +49,12 @@ EVALUATIONS = (
     "--dataset aclsum --scenario shifted --limit 8",
     "--dataset pairs --limit 12",
     "--dataset aclsum --scenario shifted --tokens 5000 --limit 4",
-    "--dataset facts --limit 40",
+    "--dataset facts --limit 30",
     "--dataset aclsum --scenario prefix,unrelated,reordered,overlap-80,overlap-60,overlap-40,"
     "overlap-20,entities,synonyms --tokens 1200 --limit 2",
     "--dataset aclsum --scenario multi_donor --tokens 2500 --limit 2",
     "--dataset translations --scenario modern --limit 2",
-    "--dataset translations --scenario long --tokens 500,1000,2000 --limit 2",
-    "--dataset translations --scenario long --tokens 4000,6000 --limit 1",
+    "--dataset translations --scenario long --tokens 500,1000,2000,4000,6000 --limit 1",
 )
 MAX_LINES = 1000  # longer records are one line
 
