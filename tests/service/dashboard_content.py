@@ -33,7 +33,9 @@ PROMPTS = (
     f"{REPORT}\n\nWhat did it cost?",
     "Translate into French: the nesting season of the terns is over.",
     f"What is in here? {MARKUP} {REPORT[:180]}",
+    "Which of the two bids for the lock gates keeps to the tender, and what does it leave out?",
 )
+NAMESPACES = ("default",) * 5 + ("tenders",)
 
 
 @asynccontextmanager
@@ -54,7 +56,8 @@ async def filled(
 async def ask_all(client: TestClient, name: str) -> None:
     """Ask all of `PROMPTS`, as `name-0`, `name-1` …"""
     for number, prompt in enumerate(PROMPTS):
-        body = {"prompt": prompt, "max_tokens": 4}
+        reuse = {"namespace": NAMESPACES[number]}
+        body = {"prompt": prompt, "max_tokens": 4, "semshare": reuse}
         headers = {"X-Request-Id": f"{name}-{number}"}
         async with client.post("/v1/completions", json=body, headers=headers) as response:
             assert response.status == 200
@@ -68,19 +71,21 @@ async def live_through_an_hour(client: TestClient) -> None:
     app[SERVICE].listeners.append(events.append)
     await ask_all(client, "before")
     latest = events[-1].ended
-    for ago in range(3540, 0, -20):
-        wave = math.sin(ago / 300)
+    for ago in range(3540, 0, -4):
         if ago // 60 in (33, 34, 35):  # nobody asked
             continue
-        event = events[(ago // 20 + int(2 * wave)) % len(events)]
-        slower = 1 + 0.2 * math.sin(ago)
-        timings = replace(event.answer.timings, ttft_s=0.01 + event.answer.timings.ttft_s * slower)
-        answer = replace(event.answer, timings=timings)
+        chosen = int(6 * (0.5 + 0.5 * math.sin(ago / 700 + ago * ago / 3))) % len(events)
+        event = events[chosen]
+        slower = 1.3 + 0.3 * math.sin(ago * 1.7)
+        timings = replace(event.answer.timings, ttft_s=event.answer.timings.ttft_s * slower + 0.01)
         past = replace(
-            event, ended=latest - ago, answer=answer, request_id=f"{event.request_id}-{ago}"
+            event,
+            ended=latest - ago,
+            answer=replace(event.answer, timings=timings),
+            request_id=f"{event.request_id}-{ago}",
         )
         app[WATCHED].activity(past)
-        if ago < 800:
+        if ago < 200:
             app[WATCHED].recent(past)
     await ask_all(client, "again")
 

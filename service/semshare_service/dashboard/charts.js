@@ -81,7 +81,7 @@ export class HourChart {
       svg("path", { class: "volume", d: volume(series, most, edge, base) }),
       svg("g", { class: "grid" },
         svg("line", { x1: HOUR.left, x2: HOUR.left + width, y1: base, y2: base }),
-        svg("text", { x: HOUR.left - 6, y: base, "text-anchor": "end" }, compact(most)),
+        svg("text", { x: HOUR.left - 6, y: base - HOUR.volume + 9, "text-anchor": "end" }, compact(most)),
         ...series.flatMap((minute, number) => (minute.start % 900 === 0
           ? [svg("text", { x: edge(number), y: base + 15, "text-anchor": anchor(number) }, clock(minute.start, false))]
           : []))),

@@ -76,8 +76,8 @@ export class Donors {
   row(donor) {
     const pin = h("button", {
       type: "button",
-      "aria-pressed": String(donor.pinned),
-      "aria-label": `Pinned: ${donor.id}`,
+      class: donor.pinned ? "pin pinned" : "pin",
+      "aria-label": `${donor.pinned ? "Unpin" : "Pin"} ${donor.id}`,
       onclick: () => this.change(donor, pin, () =>
         call("PATCH", this.path(donor), { pinned: !donor.pinned })),
     }, donor.pinned ? "Unpin" : "Pin");
@@ -105,7 +105,7 @@ export class Donors {
       h("td", {}, moment(donor.last_used)),
       h("td", {}, moment(donor.expires)),
       h("td", {}, pin),
-      h("td", { class: "actions" },
+      h("td", {},
         h("button", {
           type: "button",
           "aria-label": `Text of ${donor.id}`,
@@ -128,7 +128,7 @@ export class Donors {
       if (at >= 0) this.found.splice(at, 1, ...(now.deleted ? [] : [{ ...donor, ...now }]));
       this.report(null);
       await this.turnTo(this.first);
-      const place = button.matches(".drop") ? ".drop" : "[aria-pressed]";
+      const place = button.matches(".drop") ? ".drop" : ".pin";
       const row = byId("donor-rows").children[at - this.first];
       (row?.querySelector(place) ?? byId("donor-search")).focus(); // the button is a new one
     } catch (problem) {

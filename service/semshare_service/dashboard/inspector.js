@@ -109,12 +109,13 @@ export class Inspector {
 }
 
 function describe(piece) {
-  const tokens = piece.end - piece.start;
+  const [first, last] = [count(piece.start), count(piece.end - 1)];
+  const tokens = first === last ? `token ${first}` : `tokens ${first} to ${last}`;
   const reason = piece.reason && REASONS[piece.reason];
   const said = [
     h("h3", {}, h("b", { class: `swatch ${piece.source}` }), piece.source),
     h("p", { class: "note" }, MEANINGS[piece.source], reason ? `: ${reason}` : ""),
-    h("p", { class: "note" }, `${plural(tokens, "token")}, ${count(piece.start)} to ${count(piece.end - 1)}`),
+    h("p", { class: "note" }, tokens),
     h("h4", {}, "This prompt"),
     h("pre", {}, piece.text),
   ];
