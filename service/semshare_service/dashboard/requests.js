@@ -31,6 +31,11 @@ export class RecentRequests {
   row(request) {
     const { id, tokens, fallback } = request;
     return h("tr", {},
+      h("td", {}, h("button", {
+        type: "button",
+        "aria-label": `Inspect request ${id}`,
+        onclick: () => this.inspect(id),
+      }, "Inspect")),
       h("td", {}, clock(request.ended)),
       h("td", {}, sourcesBar(tokens)),
       h("td", {}, count(request.prompt_tokens)),
@@ -42,11 +47,6 @@ export class RecentRequests {
       h("td", { class: "word" }, request.namespace),
       h("td", { class: "word" }, request.route),
       h("td", { class: "id", title: id }, id),
-      h("td", {}, h("button", {
-        type: "button",
-        "aria-label": `Inspect request ${id}`,
-        onclick: () => this.inspect(id),
-      }, "Inspect")),
     );
   }
 }
