@@ -27,7 +27,7 @@ async def shoot(folder: Path) -> None:
                     await page.until("document.querySelector('#request-rows button')")
                     await page.get("document.querySelector('[aria-label$=\"again-1\"]').click()")
                     await page.until(f"document.querySelector('{INSPECTED}')")
-                    await page.point_at(INSPECTED)
+                    await page.get(f"document.querySelector('{INSPECTED}').focus()")
                     await page.get("scrollTo({ top: 0, behavior: 'instant' })")
                     name = f"dashboard-{width}-{'dark' if dark else 'light'}.png"
                     await page.shoot(folder / name)
