@@ -63,6 +63,15 @@ async def ask_all(client: TestClient, name: str) -> None:
             assert response.status == 200
 
 
+async def stats_of(client: TestClient) -> Any:
+    """`GET /v1/stats`, once the engine has told who holds its pool."""
+    while True:
+        async with client.get("/v1/stats") as response:
+            found = await response.json()
+        if found["pool"] is not None:
+            return found
+
+
 async def live_through_an_hour(client: TestClient) -> None:
     """Let the dashboard believe that such requests came all through the last hour."""
     app = client.app

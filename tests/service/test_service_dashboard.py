@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient
-from dashboard_content import MARKUP, PROMPTS, REPORT, filled
-from hypothesis import given
-from hypothesis import strategies as st
+from aiohttp.typedefs import Handler
+from dashboard_content import MARKUP, PROMPTS, REPORT, filled, stats_of
 from reading_engine import BUDGET, SECONDS_PER_FRESH_TOKEN, ReadingEngine
 from service_helpers import entered, running, status_where
 
-from semshare.types import Answer, Choice, Provenance, Timings
-from semshare_service.activity import Activity
-from semshare_service.observed import Answered
-from semshare_service.pieces import prompt_pieces, token_texts
+from semshare_service.context import TENANT
 from semshare_service.pool_watch import PoolWatch
-from semshare_service.recent import RecentRequests
 from semshare_service.tenants import ANYONE, Tenant
 from semshare_service.worker import ModelWorker
 
@@ -124,22 +118,37 @@ async def test_none_are_kept_where_the_setting_says_so(reading: ReadingEngine) -
     assert counted == len(PROMPTS)
 
 
-def test_the_oldest_goes_and_tenants_are_apart() -> None:
-    recent, other = RecentRequests(2), Tenant("other")
-    for name in ("a", "b", "c"):
-        recent(event(request_id=name))
-    recent(event(request_id="d", tenant=other))
-    assert [request.id for request in recent.newest(ANYONE, 10)] == ["c", "b"]
-    assert [request.id for request in recent.newest(other, 10)] == ["d"]
-    assert recent.find(other, "d").space == "other/default"
-    assert recent.newest(Tenant("third"), 10) == []
+async def test_a_tenant_sees_nothing_of_another(reading: ReadingEngine) -> None:
+    async with filled(reading, tenant_by_header) as client:
+        client.session.headers["X-Tenant"] = "other"
+        assert (await answer_of(client, "/v1/requests"))["data"] == []
+        async with client.get("/v1/requests/request-1") as response:
+            assert response.status == 404
+        (piece,) = (await answer_of(client, "/v1/inspect", {"text": REPORT}))["pieces"]
+        assert (piece["source"], piece["donor_text"]) == ("fresh", None)
+        found = await stats_of(client)
+        assert found["windows"]["all"]["requests"] == 0
+        assert {**found["pool"], "age_s": 0} == {
+            "age_s": 0,
+            "donors": 0,
+            "prefixes": 0,
+            "running": None,  # of all tenants together
+            "free": None,
+        }
+        assert (found["donors"], found["evictions"]) == (0, None)
+        # Its own it does see, by its own names.
+        body = {"prompt": "a b", "max_tokens": 1}
+        headers = {"X-Request-Id": "request-1"}
+        async with client.post("/v1/completions", json=body, headers=headers) as response:
+            assert response.status == 200
+        own = await answer_of(client, "/v1/requests/request-1")
+        assert (own["namespace"], own["pieces"][0]["text"]) == ("default", "a b")
 
 
-def test_of_requests_with_one_name_the_newest_is_found() -> None:
-    recent = RecentRequests(2)
-    recent(event(request_id="a", ended=1.0))
-    recent(event(request_id="a", ended=2.0))
-    assert recent.find(ANYONE, "a").ended == 2.0
+@web.middleware
+async def tenant_by_header(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request[TENANT] = Tenant(request.headers.get("X-Tenant", "first"))
+    return await handler(request)
 
 
 # ---- dry runs
@@ -163,131 +172,12 @@ async def test_inspect_is_match_with_pieces(client: TestClient) -> None:
     assert len(listed["data"]) == len(PROMPTS)  # a dry run is no request
 
 
-# ---- text
-
-
-class Bytes(ReadingEngine):
-    """Each byte is a token."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id])
-
-
-def byte_ids(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-
-def test_a_character_stands_whole_at_its_last_token() -> None:
-    assert token_texts(Bytes(), byte_ids("aé€")) == ["a", "", "é", "", "", "€"]
-    assert token_texts(Bytes(), byte_ids("€")[:2]) == ["", "�"]
-    assert token_texts(Bytes(), byte_ids("")) == []
-
-
-@given(st.text(st.characters(codec="utf-8")), st.data())
-def test_pieces_join_to_the_prompt_wherever_they_are_cut(text: str, data: st.DataObject) -> None:
-    ids = byte_ids(text)
-    cuts = data.draw(st.sets(st.integers(1, max(len(ids) - 1, 1)))) if len(ids) > 1 else set()
-    edges = [0, *sorted(cuts), len(ids)]
-    runs = [
-        {"start": start, "end": end, "donor": None, "donor_start": None}
-        for start, end in pairwise(edges)
-    ]
-    pieces = prompt_pieces(Bytes(), "default", ids, runs)
-    assert "".join(piece["text"] for piece in pieces) == text
-
-
 # ---- figures
-
-NOW = 1_000_000 * 60.0  # a whole minute
-
-
-def event(
-    *,
-    fresh: int = 1,
-    prefix: int = 0,
-    ended: float = NOW,
-    ttft_s: float = 0.5,
-    tenant: Tenant = ANYONE,
-    request_id: str = "r",
-    fallback: str | None = None,
-) -> Answered:
-    source = np.array([1] * prefix + [0] * fresh, np.uint8)
-    nowhere = np.full(len(source), -1, np.int32)
-    provenance = Provenance(
-        source=source,
-        donors=(),
-        donor=nowhere,
-        donor_position=nowhere,
-        compute_fraction=fresh / len(source),
-        exact=True,
-        mode="prefix",
-        fallback=fallback,
-    )
-    answer = Answer(
-        text="",
-        token_ids=[],
-        prompt_tokens=len(source),
-        finish_reason="stop",
-        provenance=provenance,
-        timings=Timings(ttft_s=ttft_s),
-        choices=(Choice("", [], "stop", ()),),
-    )
-    return Answered(request_id, "chat", tenant, "default", "p", None, answer, 0.0, ended)
-
-
-def test_windows_end_now() -> None:
-    activity = Activity()
-    for ago, tokens in ((4000, 1), (601, 10), (590, 100), (61, 1000), (30, 10_000)):
-        activity(event(fresh=tokens, ended=NOW - ago))
-    windows = activity.body(ANYONE, NOW)["windows"]
-    fresh = {name: window["tokens"]["fresh"] for name, window in windows.items()}
-    assert fresh == {"1m": 10_000, "10m": 11_100, "all": 11_111}
-    assert windows["10m"]["requests"] == 3
-
-
-def test_the_series_has_sixty_minutes_of_the_clock() -> None:
-    activity = Activity()
-    for ago, tokens in ((3541, 1), (3539, 10), (60, 100), (1, 1000), (0, 10_000)):
-        activity(event(prefix=tokens, ended=NOW - ago))
-    series = activity.body(ANYONE, NOW + 59)["series"]
-    assert [minute["start"] for minute in series] == [NOW - 60 * ago for ago in range(59, -1, -1)]
-    assert series[0]["tokens"] == {"fresh": 1, "prefix": 10, "span": 0, "fuzzy": 0}
-    assert series[0]["requests"] == 1
-    assert series[58]["tokens"]["prefix"] == 1100
-    assert series[59]["tokens"]["prefix"] == 10_000
-    assert sum(minute["requests"] for minute in series) == 4
-
-
-def test_times_with_and_without_reuse_are_apart_and_of_the_last_hour() -> None:
-    activity = Activity()
-    activity(event(ttft_s=99, ended=NOW - 3601))
-    for ttft_s in (1.0, 2.0, 3.0):
-        activity(event(ttft_s=ttft_s))
-    activity(event(prefix=3, ttft_s=0.25))
-    assert activity.body(ANYONE, NOW)["ttft"] == {
-        "reused": {"requests": 1, "p50_s": 0.25, "p95_s": 0.25, "prompt_tokens_p50": 4.0},
-        "computed": {
-            "requests": 3,
-            "p50_s": 2.0,
-            "p95_s": pytest.approx(2.9),
-            "prompt_tokens_p50": 1.0,
-        },
-    }
-
-
-def test_figures_are_the_tenants_own() -> None:
-    activity, other = Activity(), Tenant("other")
-    activity(event(fallback="prefill: ArithmeticError"))
-    mine, theirs = activity.body(ANYONE, NOW), activity.body(other, NOW)
-    assert mine["fallbacks"] == {"prefill: ArithmeticError": 1}
-    assert theirs["fallbacks"] == {}
-    assert theirs["windows"]["all"]["requests"] == 0
-    assert theirs["ttft"]["computed"]["p50_s"] is None
 
 
 async def test_stats_tell_who_holds_the_pool(client: TestClient, reading: ReadingEngine) -> None:
     reading.running_bytes = 1000
-    found = await answer_of(client, "/v1/stats")
+    found = await stats_of(client)
     donors = (await answer_of(client, "/v1/donors"))["data"]
     held = sum(donor["bytes"] for donor in donors)
     assert found["pool"].pop("age_s") >= 0
@@ -299,13 +189,13 @@ async def test_stats_tell_who_holds_the_pool(client: TestClient, reading: Readin
     }
     assert (found["donors"], found["evictions"]) == (2, 3)
     assert found["model"] == "fake"
-    assert found["queue"] == {"waiting": 0, "limit": 32, "running": False}
+    assert (found["queue"]["waiting"], found["queue"]["limit"]) == (0, 32)
     assert found["windows"]["1m"]["requests"] <= found["windows"]["all"]["requests"] == len(PROMPTS)
 
 
 async def test_stats_do_not_wait_for_a_busy_model(reading: ReadingEngine) -> None:
     async with running(reading) as client:
-        before = await answer_of(client, "/v1/stats")
+        before = await stats_of(client)
         reading.hold.clear()
         while reading.entered.acquire(blocking=False):
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dashboard_content import stats_of
 from service_helpers import running
 from tiny import tiny_engine
 
@@ -23,8 +24,7 @@ async def test_a_shifted_text_stands_beside_its_donor() -> None:
             found = await response.json()
         async with client.post("/v1/inspect", json={"text": SHIFTED, "semshare": SPAN}) as response:
             planned = await response.json()
-        async with client.get("/v1/stats") as response:
-            stats = await response.json()
+        stats = await stats_of(client)
     pieces = found["pieces"]
     assert "".join(piece["text"] for piece in pieces) == SHIFTED
     spans = [piece for piece in pieces if piece["source"] == "span"]
