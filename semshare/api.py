@@ -13,6 +13,7 @@ import torch
 
 from semshare.config import DEFAULT_NAMESPACE, EngineConfig, ReusePolicy
 from semshare.donors.embedders import Embedder
+from semshare.donors.pool_use import pool_use
 from semshare.engine.generation import Request
 from semshare.engine.loading import choose_dtype, load_model
 from semshare.engine.sampling import SamplingParams
@@ -28,6 +29,7 @@ from semshare.types import (
     DonorInfo,
     GenerateOptions,
     Ids,
+    PoolUse,
     Prompt,
     ReusePlan,
     Score,
@@ -149,6 +151,16 @@ class SemShare:
         """The donors of a namespace, oldest first."""
         with self._lock:
             return self.library.infos(namespace)
+
+    def donor_ids(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> Ids:
+        """The token ids `[n]` int32 of a donor's prompt.
+
+        Raises:
+            NotFound: no such donor in this namespace.
+
+        """
+        with self._lock:
+            return self.library.get(namespace, donor_id).ids.copy()
 
     def forget(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Drop a donor.
@@ -404,6 +416,11 @@ class SemShare:
                 "donors_evicted": self.library.evicted_donors,
                 "pending": self._session.keeper.pending,
             }
+
+    def pool_use(self) -> PoolUse:
+        """Who holds the KV pool at present: donors and prefixes by namespace, and requests."""
+        with self._lock:
+            return pool_use(self.library, self.pool)
 
 
 def _checked(policy: ReusePolicy | None) -> ReusePolicy:

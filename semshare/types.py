@@ -290,3 +290,22 @@ class Divergence:
     kl: float  # mean KL(full ‖ reuse), nats a token
     top1: float  # share of tokens with the same most likely token
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceUse:
+    """What one namespace keeps in the KV pool, in bytes of whole pages."""
+
+    donors: int
+    donor_bytes: int  # a page that several donors share counts once
+    prefix_bytes: int  # cached prefixes, without the pages that donors hold
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """Who holds the KV pool, in bytes of whole pages. Everything adds up to the pool's budget."""
+
+    namespaces: Mapping[str, NamespaceUse]
+    running_bytes: int  # held by requests alone
+    free_bytes: int
+    donors_evicted: int  # since the start

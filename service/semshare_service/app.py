@@ -11,6 +11,7 @@ from semshare_service.context import SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.exchange import error_middleware
 from semshare_service.routes import all_routes
+from semshare_service.routes.dashboard import watch
 from semshare_service.settings import ServiceSettings
 from semshare_service.worker import ModelWorker
 
@@ -46,6 +47,7 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         client_max_size=settings.max_body_bytes,
     )
     app[SERVICE] = Service(settings, worker, started=int(time.time()))
+    watch(app, app[SERVICE])
     app.cleanup_ctx.append(worker_life)
     app.on_shutdown.append(refuse_waiting)
     app.add_routes(all_routes())

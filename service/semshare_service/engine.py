@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias, Unpack
 
 from semshare.config import ReusePolicy
-from semshare.types import DonorInfo, GenerateOptions, Prompt, ReusePlan, TextDelta
+from semshare.types import (
+    DonorInfo,
+    GenerateOptions,
+    Ids,
+    PoolUse,
+    Prompt,
+    ReusePlan,
+    TextDelta,
+)
 
 
 class Engine(Protocol):
@@ -40,6 +48,15 @@ class Engine(Protocol):
         self, prompt: Prompt, *, policy: ReusePolicy | None = ..., namespace: str = ...
     ) -> ReusePlan:
         """Which tokens would be reused; no model runs."""
+
+    def encode(self, prompt: Prompt) -> Ids:
+        """Token ids `[n]` int32 of a prompt, as a request for it would have them."""
+
+    def donor_ids(self, donor_id: str, *, namespace: str = ...) -> Ids:
+        """Token ids `[n]` int32 of a donor; `NotFound` where there is none."""
+
+    def pool_use(self) -> PoolUse:
+        """Who holds the KV pool at present."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """A token's text in UTF-8; where it is part of a character, the bytes it stands for."""

@@ -80,6 +80,9 @@ class ServiceSettings(BaseSettings):
     default_max_tokens: int = Field(
         default=256, ge=1, description="answer tokens where the request does not say"
     )
+    recent_requests: int = Field(
+        default=256, ge=0, le=100_000, description="answered requests kept to look at, per tenant"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="log level; prompts are never logged"
     )
