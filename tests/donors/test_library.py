@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from small_pools import small_pool
 
 from semshare import NotFound, PoolExhausted
 from semshare.donors.embedders import HashEmbedder, Vector
-from semshare.donors.library import Donor, DonorLibrary, donor_id
+from semshare.donors.library import DonorLibrary
+from semshare.donors.namespace import Donor, donor_id
 from semshare.donors.prefix_tree import PrefixNode
 from semshare.kv.pool import KVPool, Pages
 from semshare.planning.guard import FactMarks
@@ -33,7 +35,9 @@ NO_HISTORY = np.empty(0, np.float32)
 prompts = st.lists(
     st.sampled_from([(0, 0, 0, 0), (0, 0, 0, 1), (2, 2)]), min_size=1, max_size=5
 ).map(lambda chunks: np.array([i for chunk in chunks for i in chunk], dtype=np.int32))
-spaces = st.sampled_from(["a", "b"])
+spaces_of_machine = ("a", "b")
+spaces = st.sampled_from(spaces_of_machine)
+lifetimes = st.sampled_from([None, 1.0, 5.0])
 
 
 def ids_from(start: int, n: int) -> Ids:
@@ -44,8 +48,18 @@ def no_marks(n: int) -> FactMarks:
     return FactMarks(*np.zeros((3, n), np.bool_))
 
 
-def library_over(pool: KVPool) -> DonorLibrary:
-    return DonorLibrary(pool, HashEmbedder(16))
+@dataclass
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now: float = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def library_over(pool: KVPool, clock: Clock | None = None) -> DonorLibrary:
+    return DonorLibrary(pool, HashEmbedder(16), now=clock or Clock())
 
 
 def keep(
@@ -56,11 +70,14 @@ def keep(
     namespace: str = "n",
     pinned: bool = False,
     history: Scores = NO_HISTORY,
+    ttl_s: float | None = None,
 ) -> Donor:
     """Add a donor as a request does: on pages of its own, given back afterwards."""
     pages = pool.allocate(len(ids))
     try:
-        return library.renew(namespace, ids, history=history, pinned=pinned) or library.add(
+        return library.renew(
+            namespace, ids, history=history, pinned=pinned, ttl_s=ttl_s
+        ) or library.add(
             namespace,
             ids,
             pages,
@@ -68,6 +85,7 @@ def keep(
             history=history,
             marks=no_marks(len(ids)),
             pinned=pinned,
+            ttl_s=ttl_s,
         )
     finally:
         pool.release(pages)
@@ -358,22 +376,53 @@ class LibraryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = small_pool(PAGES)
-        self.library = library_over(self.pool)
+        self.clock = Clock()
+        self.library = library_over(self.pool, self.clock)
         self.readers: list[Pages] = []
 
-    @rule(ids=prompts, namespace=spaces, pinned=st.booleans())
-    def keep(self, ids: Ids, namespace: str, pinned: bool) -> None:
+    @rule(ids=prompts, namespace=spaces, pinned=st.booleans(), ttl_s=lifetimes)
+    def keep(self, ids: Ids, namespace: str, pinned: bool, ttl_s: float | None) -> None:
         pinned = pinned and sum(d.pinned for d in self.donors()) < 2
         try:
-            donor = keep(self.library, self.pool, ids, namespace=namespace, pinned=pinned)
+            donor = keep(
+                self.library, self.pool, ids, namespace=namespace, pinned=pinned, ttl_s=ttl_s
+            )
         except PoolExhausted:
             return
         assert self.library.get(namespace, donor.id) is donor
 
+    @rule(seconds=st.integers(1, 4))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+        for name in spaces_of_machine:
+            assert all(
+                info.expires is None or info.expires > self.clock.now
+                for info in self.library.infos(name)
+            )
+
+    @rule(namespace=spaces, data=st.data())
+    def publish(self, namespace: str, data: st.DataObject) -> None:
+        if infos := self.library.infos(namespace):
+            self.library.publish(namespace, data.draw(st.sampled_from(infos)).id)
+
+    @rule(namespace=spaces, pinned=st.sampled_from([None, False]), ttl_s=lifetimes, data=st.data())
+    def update(
+        self, namespace: str, pinned: bool | None, ttl_s: float | None, data: st.DataObject
+    ) -> None:
+        if infos := self.library.infos(namespace):
+            name = data.draw(st.sampled_from(infos)).id
+            self.library.update(namespace, name, pinned=pinned, ttl_s=ttl_s)
+
     @rule(ids=prompts, namespace=spaces)
     def serve_exactly(self, ids: Ids, namespace: str) -> None:
         """As a request: a prefix hit, the rest on own pages, all of it cached at the end."""
-        match = self.library.namespace(namespace).prefixes.match(ids, limit=len(ids) - 1)
+        match = max(
+            (
+                space.prefixes.match(ids, limit=len(ids) - 1)
+                for space in (self.library.namespace(namespace), self.library.published)
+            ),
+            key=lambda found: found.tokens,
+        )
         self.pool.share(match.pages)
         try:
             own = self.pool.allocate(len(ids) - match.tokens)
@@ -410,10 +459,10 @@ class LibraryMachine(RuleBasedStateMachine):
     def need_room(self, n_slots: int) -> None:
         before = {d.id for d in self.donors()}
         kept = [d.pages for d in self.donors() if d.pinned]
-        for name in self.library.names:
-            for donor in self.library.namespace(name).donors.values():
-                if donor.pinned:
-                    kept += [node.pages for node in donor.node.path()]
+        for donor in self.donors():
+            if donor.pinned:
+                ends = [end for end in (donor.node, donor.published_node) if end is not None]
+                kept += [node.pages for end in ends for node in end.path()]
         needed = np.unique(np.concatenate([*self.readers, *kept, np.empty(0, np.int64)]))
         wanted = self.pool.pages_for(n_slots)
         try:
@@ -431,7 +480,8 @@ class LibraryMachine(RuleBasedStateMachine):
 
     def nodes(self) -> list[PrefixNode]:
         names = self.library.names
-        return [node for name in names for node in self.library.namespace(name).prefixes.nodes()]
+        spaces = [*map(self.library.namespace, names), self.library.published]
+        return [node for space in spaces for node in space.prefixes.nodes()]
 
     @invariant()
     def every_reference_has_its_holder(self) -> None:
@@ -455,6 +505,20 @@ class LibraryMachine(RuleBasedStateMachine):
             for node in space.prefixes.nodes():
                 assert node.locks == expected[id(node)]
             assert len(space.prompts) == len(space.donors)
+
+    @invariant()
+    def what_is_published_is_found_by_all_and_nothing_else_is(self) -> None:
+        space = self.library.published
+        assert space.donors == {d.id: d for d in self.donors() if d.published}
+        assert len(space.prompts) == len(space.donors)
+        expected: Counter[int] = Counter()
+        for donor in space.donors.values():
+            assert donor.published_node is not None
+            expected.update(id(node) for node in donor.published_node.path())
+            whole = len(donor.ids) // self.pool.page_size * self.pool.page_size
+            assert space.prefixes.match(donor.ids).tokens == whole
+        nodes = space.prefixes.nodes()
+        assert {id(node): node.locks for node in nodes} == expected
 
 
 def test_every_page_is_accounted_for_whatever_happens() -> None:
