@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -320,6 +322,141 @@ def test_a_pinned_donor_does_not_hold_what_continues_it(
 def test_what_fills_no_page_makes_no_namespace(library: DonorLibrary, pool: KVPool) -> None:
     pages = pool.allocate(3)
     library.cache_prefix("short", ids_from(0, 3), pages)
+    assert library.names == []
+
+
+def test_an_expired_donor_is_found_by_nobody_from_that_moment_on(pool: KVPool) -> None:
+    clock = Clock(now=100.0)
+    looks: list[Callable[[DonorLibrary, str], object]] = [
+        lambda library, _: library.find("n"),
+        lambda library, _: library.readable("n"),
+        lambda library, _: library.readable("another"),
+        lambda library, _: library.infos("n"),
+        lambda library, _: library.usage("")[0],
+        lambda library, _: library.holds("n", ids_from(0, 14)),
+        lambda library, name: library.get("n", name),
+        lambda library, name: library.get_readable("another", name),
+    ]
+    for look in looks:
+        library = library_over(pool, clock)
+        name = keep(library, pool, ids_from(0, 14), pinned=True, ttl_s=10.0).id
+        library.publish("n", name)
+        assert library.infos("n")[0].expires == clock.now + 10.0
+        clock.now += 9.5
+        assert look(library, name)
+        clock.now += 0.5
+        with suppress(NotFound):
+            assert not look(library, name)
+        assert pool.free_pages == PAGES
+        assert library.expired_donors == 1
+
+
+def test_what_has_expired_goes_before_anybody_is_evicted(pool: KVPool) -> None:
+    library = library_over(pool, clock := Clock())
+    old = keep(library, pool, ids_from(0, 8))
+    keep(library, pool, ids_from(100, 8), ttl_s=1.0)
+    clock.now += 1.0
+    pool.release(pool.allocate(10 * 4))  # all but the older donor's two pages
+    assert [info.id for info in library.infos("n")] == [old.id]
+    assert library.evicted_donors == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "expires"),
+    [(10.0, 5.0, 110.0), (10.0, 20.0, 121.0), (10.0, None, None), (None, 5.0, None)],
+)
+def test_a_prompt_remembered_again_expires_when_the_later_of_both_does(
+    pool: KVPool, first: float | None, again: float | None, expires: float | None
+) -> None:
+    library = library_over(pool, clock := Clock(now=100.0))
+    keep(library, pool, ids_from(0, 8), ttl_s=first)
+    clock.now = 101.0
+    donor = keep(library, pool, ids_from(0, 8), ttl_s=again)
+    assert donor.info.expires == expires
+    assert (donor.info.created, donor.info.last_used) == (100.0, 101.0)
+
+
+def test_an_update_changes_what_it_names_and_nothing_else(pool: KVPool) -> None:
+    library = library_over(pool, Clock(now=100.0))
+    name = keep(library, pool, ids_from(0, 8), pinned=True, ttl_s=10.0).id
+    told = [
+        library.update("n", name, **changes).info
+        for changes in ({}, {"pinned": False}, {"ttl_s": 50.0}, {"ttl_s": None})
+    ]
+    assert [(info.pinned, info.expires) for info in told] == [
+        (True, 110.0),
+        (False, 110.0),
+        (False, 150.0),
+        (False, None),
+    ]
+    with pytest.raises(NotFound):
+        library.update("another", name, pinned=True)
+
+
+def test_usage_counts_the_namespaces_that_begin_alike(library: DonorLibrary, pool: KVPool) -> None:
+    for name, tokens in (("a/x", 8), ("a/y", 5), ("ab/x", 4)):
+        keep(library, pool, ids_from(0, tokens), namespace=name)
+    page = 4 * pool.bytes_per_slot
+    assert library.usage("a/") == (2, 4 * page)
+    assert library.usage("ab/") == (1, page)
+    assert library.usage("") == (3, 5 * page)
+    assert library.usage("c/") == (0, 0)
+
+
+def test_publishing_takes_no_page_and_reads_where_the_donor_is(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    donor = keep(library, pool, ids_from(0, 14), namespace="a")
+    used = pool.used_bytes
+    assert library.publish("a", donor.id) is library.publish("a", donor.id) is donor
+    assert pool.used_bytes == used
+    (space,) = library.readable("b")
+    match = space.prefixes.match(ids_from(0, 14))
+    np.testing.assert_array_equal(pool.slots_of(match.pages), donor.slots[:12])
+    assert library.readable("a") == [library.find("a"), space]
+    assert library.get_readable("b", donor.id) is donor
+    for look in (library.get, library.publish, library.remove):
+        with pytest.raises(NotFound):
+            look("b", donor.id)
+    library.remove("a", donor.id)
+    assert library.readable("b") == []
+    assert pool.free_pages == PAGES
+
+
+def test_using_a_published_donor_keeps_it_from_being_the_oldest(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    published = keep(library, pool, ids_from(0, 16), namespace="a")
+    library.publish("a", published.id)
+    keep(library, pool, ids_from(100, 16), namespace="a")
+    library.touch("b", [published.id])
+    pool.release(pool.allocate(8 * 4))
+    assert [info.id for info in library.infos("a")] == [published.id]
+
+
+def test_what_is_published_whole_is_cached_by_nobody_else(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    donor = keep(library, pool, ids_from(0, 8), namespace="a")
+    library.publish("a", donor.id)
+    library.cache_prefix("b", donor.ids, donor.pages)
+    assert library.find("b") is None
+
+
+def test_pages_that_two_namespaces_had_of_a_published_donor_are_freed(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    donor = keep(library, pool, ids_from(0, 8), namespace="a")
+    library.publish("a", donor.id)
+    for name, start in (("b", 50), ("c", 60)):
+        own = pool.allocate(4)
+        ids = np.concatenate((donor.ids, ids_from(start, 4)))
+        library.cache_prefix(name, ids, np.concatenate((donor.pages, own)))
+        pool.release(own)
+        library.namespace(name).prefixes.match(donor.ids)  # a node of just what both share
+    library.remove("a", donor.id)
+    assert pool.free_pages == PAGES - 4
+    pool.release(pool.allocate(PAGES * 4))
     assert library.names == []
 
 
