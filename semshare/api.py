@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
+from types import EllipsisType
 from typing import Any, Unpack
 
 import numpy as np
@@ -15,6 +16,7 @@ from semshare.config import DEFAULT_NAMESPACE, EngineConfig, ReusePolicy
 from semshare.donors.embedders import Embedder
 from semshare.donors.pool_use import pool_use
 from semshare.engine.generation import Request
+from semshare.engine.limits import LimitsOf
 from semshare.engine.loading import choose_dtype, load_model
 from semshare.engine.sampling import SamplingParams
 from semshare.engine.stopwatch import Stopwatch
@@ -48,6 +50,7 @@ class SemShare:
         config: settings for the engine's life.
         embedder: makes the prompt vectors, in place of the one that `config` names.
         name: of the model, for records and APIs.
+        now: the time in seconds since the epoch, by which donors expire.
 
     Raises:
         UnsupportedModel: the family or its RoPE variant can't be run exactly.
@@ -62,11 +65,12 @@ class SemShare:
         config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
         embedder: Embedder | None = None,
         name: str = "model",
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self.model_name = name
         self.tokenizer = tokenizer
-        self._session = Session(hf_model, tokenizer, config, embedder)
+        self._session = Session(hf_model, tokenizer, config, embedder, now)
         self.model = self._session.model
         self.pool = self._session.pool
         self.library = self._session.library
@@ -119,28 +123,42 @@ class SemShare:
     # ---------------------------------------------------------------- donors
 
     def remember(
-        self, prompt: Prompt, *, namespace: str = DEFAULT_NAMESPACE, pinned: bool = False
+        self,
+        prompt: Prompt,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        pinned: bool = False,
+        ttl_s: float | None = None,
     ) -> DonorInfo:
         """Compute a prompt in full and keep its KV for others to reuse.
 
-        A prompt that is a donor already stays one and adds to its history.
+        A prompt that is a donor already stays one, adds to its history, and expires when the later
+        of both does.
 
         Args:
             prompt: text, chat messages or token ids.
-            namespace: only requests of the same namespace find the donor.
-            pinned: never evicted; a donor stays pinned until it is forgotten.
+            namespace: only requests of the same namespace find the donor, unless it is published.
+            pinned: never evicted, until it is forgotten, expires or is told otherwise.
+            ttl_s: seconds until it expires: no request finds it from then on. None: it stays.
 
         Raises:
             PromptTooLong: longer than the model's context.
+            PromptOverLimit: longer than the namespace's limit.
+            QuotaExceeded: the namespace may keep no more donors; nothing is computed.
             PoolExhausted: no room, and nothing left to evict.
 
         """
         session = self._session
-        request = self._in_full(session.encoder.prompt_ids(prompt), namespace)
-        with session.served(request, Stopwatch()) as served:
+        _check_ttl(ttl_s)
+        ids = session.prompt_ids(prompt, namespace)
+        with self._lock:
+            session.keeper.check_room(namespace, ids)
+        with session.served(self._in_full(ids, namespace), Stopwatch()) as served:
             history = session.first_history(served)
             with self._lock:
-                return session.keeper.keep_donor(served, served.sequence, history, pinned=pinned)
+                return session.keeper.keep_donor(
+                    served, served.sequence, history, pinned=pinned, ttl_s=ttl_s
+                )
 
     def _in_full(self, ids: Ids, namespace: str) -> Request:
         """To compute a prompt so that it may become a donor, with an answer for its history."""
@@ -153,14 +171,73 @@ class SemShare:
             return self.library.infos(namespace)
 
     def donor_ids(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> Ids:
-        """The token ids `[n]` int32 of a donor's prompt.
+        """The token ids `[n]` int32 of a donor that requests of this namespace find.
+
+        Raises:
+            NotFound: they find none of that id.
+
+        """
+        with self._lock:
+            return self.library.get_readable(namespace, donor_id).ids.copy()
+
+    def donor(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> DonorInfo:
+        """One donor; `NotFound` where this namespace has none of that id."""
+        with self._lock:
+            return self.library.get(namespace, donor_id).info
+
+    def donor_text(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
+        """The prompt that a donor was made from, special tokens included.
+
+        Args:
+            donor_id: of a donor that requests of this namespace find; it may be a published one.
+            namespace: of the requests.
+
+        Raises:
+            NotFound: they find none of that id.
+
+        """
+        with self._lock:
+            ids = self.library.get_readable(namespace, donor_id).ids
+        return str(self.tokenizer.decode(ids.tolist()))
+
+    def update_donor(
+        self,
+        donor_id: str,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        pinned: bool | None = None,
+        ttl_s: float | EllipsisType | None = ...,
+    ) -> DonorInfo:
+        """Change what was said when a donor was remembered.
+
+        Args:
+            donor_id, namespace: of the donor.
+            pinned: whether it is never evicted; None leaves that as it is.
+            ttl_s: seconds from now until it expires; None: it stays; `...` leaves that as it is.
+
+        Raises:
+            NotFound: no such donor in this namespace.
+
+        """
+        if not isinstance(ttl_s, EllipsisType):
+            _check_ttl(ttl_s)
+        with self._lock:
+            return self.library.update(namespace, donor_id, pinned=pinned, ttl_s=ttl_s).info
+
+    def publish(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> DonorInfo:
+        """Let requests of all namespaces find a donor, until it is forgotten or expires.
 
         Raises:
             NotFound: no such donor in this namespace.
 
         """
         with self._lock:
-            return self.library.get(namespace, donor_id).ids.copy()
+            return self.library.publish(namespace, donor_id).info
+
+    def limit(self, limits_of: LimitsOf) -> None:
+        """From now on, bound what the requests and donors of each namespace may take."""
+        with self._lock:
+            self._session.keeper.limits_of = limits_of
 
     def forget(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Drop a donor.
@@ -234,7 +311,7 @@ class SemShare:
         The tokens that the `query_attention` selection would add to the fresh ones are not in it,
         because choosing them takes a pass of the model.
         """
-        ids = self._session.encoder.prompt_ids(prompt)
+        ids = self._session.prompt_ids(prompt, namespace)
         policy = _checked(policy)
         with self._lock, torch.inference_mode():
             policy = policy.with_mode(self._session.monitor.mode_for(policy, namespace))
@@ -315,7 +392,7 @@ class SemShare:
             temperature, top_p, top_k, seed, min_p, logit_bias or {}, logprobs
         )
         sampling.check_vocabulary(self.model.vocab_size)
-        ids = self._session.encoder.prompt_ids(prompt)
+        ids = self._session.prompt_ids(prompt, namespace)
         request = Request(
             ids,
             _checked(policy),
@@ -345,7 +422,7 @@ class SemShare:
 
         """
         started = time.perf_counter()
-        ids = self._session.encoder.prompt_ids(prompt)
+        ids = self._session.prompt_ids(prompt, namespace)
         target = self._session.encoder.continuation_ids(continuation)
         policy = _checked(policy)
         if len(ids) + len(target) > self.max_context:
@@ -382,7 +459,7 @@ class SemShare:
 
         """
         policy = replace(_checked(policy), remember=False)
-        ids = self._session.encoder.prompt_ids(prompt)
+        ids = self._session.prompt_ids(prompt, namespace)
         full = ReusePolicy(mode="off")
         answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
         # An empty answer is scored as its end token.
@@ -414,6 +491,7 @@ class SemShare:
                 "pool_pages_free": self.pool.free_pages,
                 "donors": sum(len(self.library.infos(name)) for name in self.library.names),
                 "donors_evicted": self.library.evicted_donors,
+                "donors_expired": self.library.expired_donors,
                 "pending": self._session.keeper.pending,
             }
 
@@ -421,6 +499,11 @@ class SemShare:
         """Who holds the KV pool at present: donors and prefixes by namespace, and requests."""
         with self._lock:
             return pool_use(self.library, self.pool)
+
+
+def _check_ttl(ttl_s: float | None) -> None:
+    if ttl_s is not None and not 0 < ttl_s < math.inf:
+        raise InvalidRequest(f"ttl_s is {ttl_s!r}: it must be above 0, in seconds, or None")
 
 
 def _checked(policy: ReusePolicy | None) -> ReusePolicy:

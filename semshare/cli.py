@@ -19,6 +19,7 @@ from rich.text import Text
 
 from semshare.cli_bench import bench
 from semshare.cli_eval import evaluate
+from semshare.cli_keys import keys
 from semshare.cli_options import (
     Chat,
     Device,
@@ -52,6 +53,7 @@ kernels = typer.Typer(help="What the GPU's kernels compile to.", no_args_is_help
 app.add_typer(bench, name="bench")
 app.add_typer(evaluate, name="eval")
 app.add_typer(kernels, name="kernels")
+app.add_typer(keys, name="keys")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,11 +3,13 @@
 SemShareError
 ├── InvalidRequest          the caller sent something that can never work
 │   ├── InvalidPolicy       a ReusePolicy field out of range, or unknown
-│   └── PromptTooLong       prompt (+ answer) does not fit the model's context
+│   ├── PromptTooLong       prompt (+ answer) does not fit the model's context
+│   └── PromptOverLimit     the prompt has more tokens than its namespace may send
 ├── NotFound                a donor id that is not in this namespace
 ├── UnsupportedModel        a model family or RoPE variant the adapter can't run exactly
 ├── ModelNotAvailable       weights, tokenizer, a dataset or an optional package is missing
 ├── PoolExhausted           the KV byte budget is full of what is in use or pinned
+├── QuotaExceeded           as many donors, or bytes of them, as the namespace may keep
 ├── DeadlineExceeded        a request's time was over before its first token
 ├── StepFailed              a step that computed several requests broke off
 └── BenchmarkRefused        a benchmark whose correctness check failed, so no speed is reported
@@ -45,6 +47,10 @@ class PromptTooLong(InvalidRequest):
         return type(self), (self.tokens, self.limit)  # errors cross processes, too
 
 
+class PromptOverLimit(InvalidRequest):
+    """The prompt has more tokens than requests of its namespace may have."""
+
+
 class NotFound(SemShareError, LookupError):
     """No such donor in this namespace."""
 
@@ -69,6 +75,13 @@ class PoolExhausted(SemShareError):
 
     def __reduce__(self) -> tuple[type[PoolExhausted], tuple[int, int, int]]:
         return type(self), self._numbers
+
+
+class QuotaExceeded(SemShareError):
+    """The namespace keeps as many donors, or as many bytes of them, as it may."""
+
+    # Donors go when they expire or are deleted, which nobody can know better.
+    retry_after_s = 60.0
 
 
 class DeadlineExceeded(SemShareError, TimeoutError):

@@ -11,6 +11,7 @@ in full.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -50,7 +51,16 @@ from semshare.planning.monitor import DivergenceMonitor
 from semshare.planning.plan import full_plan
 from semshare.planning.planner import Draft, Planner
 from semshare.planning.retention import Retention
-from semshare.types import Answer, DonorInfo, Ids, RememberState, ReusePlan, Scores, TextDelta
+from semshare.types import (
+    Answer,
+    DonorInfo,
+    Ids,
+    Prompt,
+    RememberState,
+    ReusePlan,
+    Scores,
+    TextDelta,
+)
 
 # Makes the plan of a prompt, as `Session.plan` does: ids, policy, namespace and clock.
 Planning = Callable[[Ids, ReusePolicy, str, Stopwatch], Planned]
@@ -67,6 +77,7 @@ class Session:
         tokenizer: its tokenizer.
         config: settings for the engine's life.
         embedder: makes the prompt vectors, in place of the one that `config` names.
+        now: the time in seconds since the epoch, by which donors expire.
 
     """
 
@@ -76,6 +87,7 @@ class Session:
         tokenizer: Any,
         config: EngineConfig,
         embedder: Embedder | None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self.model = ModelAdapter(hf_model)
@@ -93,7 +105,7 @@ class Session:
             embedder = SentenceEmbedder(tokenizer.decode)
         compressed = CompressedView(self.pool) if config.donor_format == "int8" else None
         self.library = DonorLibrary(
-            self.pool, embedder or ModelEmbedder(self.model.embedding_weight), compressed
+            self.pool, embedder or ModelEmbedder(self.model.embedding_weight), compressed, now=now
         )
         self.token_texts = TokenTexts(tokenizer)
         self.planner = Planner(
@@ -154,6 +166,19 @@ class Session:
         self._serving.add(served)
         return served
 
+    def prompt_ids(self, prompt: Prompt, namespace: str) -> Ids:
+        """Token ids `[n]` of a prompt that requests of a namespace may send.
+
+        Raises:
+            PromptTooLong: longer than the model's context.
+            PromptOverLimit: longer than the namespace's limit.
+            InvalidRequest: empty, or an id outside the vocabulary.
+
+        """
+        ids = self.encoder.prompt_ids(prompt)
+        self.keeper.limits_of(namespace).check_prompt(len(ids))
+        return ids
+
     def plan(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Planned:
         """Find donors → align → guard → plan; what fails on the way is computed in full."""
         mode = self.monitor.mode_for(policy, namespace)
@@ -212,8 +237,9 @@ class Session:
 
     def cached_tokens(self, ids: Ids, namespace: str) -> int:
         """Tokens of the longest exact prefix that is cached."""
-        space = self.library.find(namespace)
-        return space.prefixes.match(ids, limit=len(ids) - 1).tokens if space else 0
+        spaces = self.library.readable(namespace)
+        found = (space.prefixes.match(ids, limit=len(ids) - 1).tokens for space in spaces)
+        return max(found, default=0)
 
     def exact_plan(self, ids: Ids, namespace: str) -> ReusePlan:
         """A plan that reuses exact prefixes only."""

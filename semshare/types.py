@@ -86,6 +86,10 @@ class DonorInfo:
     tokens: int
     bytes: int  # KV bytes it would hold alone; shared pages are counted in full
     pinned: bool = False
+    created: float = 0.0  # seconds since the epoch, as all times here
+    last_used: float = 0.0
+    expires: float | None = None  # no request finds it from then on; None: it stays
+    published: bool = False  # requests of every namespace find it
 
 
 @dataclass(frozen=True, slots=True)

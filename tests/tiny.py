@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -131,10 +133,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_engine(
-    family: str = "llama", *, seed: int = 0, layers: int = 4, **config: Any
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    layers: int = 4,
+    now: Callable[[], float] = time.time,
+    **config: Any,
 ) -> SemShare:
     """A ready engine over a tiny random model; `config` are `EngineConfig` fields."""
     config.setdefault("kv_budget_bytes", 32 << 20)
     config.setdefault("history_tokens", 8)
     model = tiny_model(family, seed=seed, layers=layers)
-    return SemShare(model, tiny_tokenizer(), config=EngineConfig(**config), name="tiny")
+    return SemShare(model, tiny_tokenizer(), config=EngineConfig(**config), name="tiny", now=now)

@@ -2,98 +2,90 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count
+from types import EllipsisType
 
-import numpy as np
 from torch import Tensor
 
 from semshare.donors.embedders import Embedder, Vector
-from semshare.donors.prefix_tree import PrefixNode, PrefixTree
+from semshare.donors.eviction import pages_only_cached, pages_within_reach
+from semshare.donors.namespace import Donor, Namespace, donor_id
+from semshare.donors.prefix_tree import PrefixTree
 from semshare.donors.prompt_index import PromptIndex
-from semshare.donors.span_index import SpanIndex
 from semshare.errors import NotFound
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool, Pages
 from semshare.planning.guard import FactMarks
-from semshare.types import DonorInfo, Ids, Scores, Slots
-
-
-@dataclass(slots=True, eq=False)
-class Donor:
-    """A prompt whose exact KV is kept."""
-
-    id: str
-    namespace: str
-    ids: Ids  # [n]
-    pages: Pages
-    slots: Slots  # [n], virtual ones if it is compressed (`KVPool`)
-    codes: Tensor  # [n, words] int64 of `TokenLSH`, at the donor's own positions
-    history: Scores  # [n] attention of past answers; empty if none was recorded
-    marks: FactMarks
-    node: PrefixNode | None  # its path in the prefix tree, locked; None if it is compressed
-    pinned: bool
-    last_used: int
-    bytes: int
-
-    @property
-    def info(self) -> DonorInfo:
-        """What the caller sees."""
-        return DonorInfo(self.id, self.namespace, len(self.ids), self.bytes, self.pinned)
-
-
-@dataclass(slots=True, eq=False)
-class Namespace:
-    """Everything that may be found for one namespace's requests, and nothing else."""
-
-    prefixes: PrefixTree
-    prompts: PromptIndex
-    spans: SpanIndex = field(default_factory=SpanIndex)
-    donors: dict[str, Donor] = field(default_factory=dict)
-
-
-def donor_id(namespace: str, ids: Ids) -> str:
-    """The same prompt in the same namespace is the same donor, in every process."""
-    digest = hashlib.blake2b(namespace.encode(), digest_size=12)
-    digest.update(b"\0" + ids.tobytes())
-    return f"donor-{digest.hexdigest()}"
+from semshare.types import DonorInfo, Ids, Scores
 
 
 class DonorLibrary:
     """Donors of all namespaces over one pool; evicts the least recently used under pressure.
+
+    One space more holds what is published: the donors of some namespaces once again, on the same
+    pages, to be found by all. Nothing else enters it. A donor that has expired is removed before
+    anybody looks.
 
     Args:
         pool: holds the KV. Its `reclaim` hook is set to this library's eviction.
         embedder: makes the prompt vectors.
         compressed: stores the KV of donors, if that is to be in int8. Prefixes are lossless, so a
             donor's own is then cached only as those of other prompts are.
+        now: the time in seconds since the epoch, by which donors expire.
 
     """
 
     def __init__(
-        self, pool: KVPool, embedder: Embedder, compressed: CompressedView | None = None
+        self,
+        pool: KVPool,
+        embedder: Embedder,
+        compressed: CompressedView | None = None,
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._pool = pool
         self._compressed = compressed
         self._embedder = embedder
+        self._now = now
+        self._next_expiry = math.inf  # no donor expires before
         self._clock: Iterator[int] = count(1)
         self._namespaces: dict[str, Namespace] = {}
+        self._published = self._empty_space()
         self.evicted_donors = 0
+        self.expired_donors = 0
         pool.reclaim = self._evict_until
 
     def find(self, name: str) -> Namespace | None:
         """The namespace of that name, if it holds anything."""
+        self._drop_expired()
         return self._namespaces.get(name)
+
+    def readable(self, name: str) -> list[Namespace]:
+        """Where requests of a namespace may look: its own space, then what is published.
+
+        Those that hold nothing are left out.
+        """
+        self._drop_expired()
+        own = self._namespaces.get(name)
+        spaces = [] if own is None else [own]
+        return [*spaces, self._published] if self._published.donors else spaces
+
+    @property
+    def published(self) -> Namespace:
+        """The donors that all may read."""
+        return self._published
 
     def namespace(self, name: str) -> Namespace:
         """The namespace of that name, made if it is new."""
         if name not in self._namespaces:
-            self._namespaces[name] = Namespace(
-                PrefixTree(self._pool, self._clock), PromptIndex(self._embedder.dim)
-            )
+            self._namespaces[name] = self._empty_space()
         return self._namespaces[name]
+
+    def _empty_space(self) -> Namespace:
+        return Namespace(PrefixTree(self._pool, self._clock), PromptIndex(self._embedder.dim))
 
     def add(
         self,
@@ -105,6 +97,7 @@ class DonorLibrary:
         history: Scores,
         marks: FactMarks,
         pinned: bool,
+        ttl_s: float | None = None,
     ) -> Donor:
         """Keep a prompt that is no donor yet (`renew`).
 
@@ -113,6 +106,7 @@ class DonorLibrary:
             ids: `[n]` of the prompt.
             pages: with its exact KV, in order.
             codes, history, marks, pinned: see `Donor`.
+            ttl_s: seconds until it expires; None: it stays.
 
         Raises:
             PoolExhausted: no pages for a compressed copy, and nothing left to evict.
@@ -133,6 +127,7 @@ class DonorLibrary:
             self._pool.share(pages)
             node = space.prefixes.insert(ids, pages, owner=name)
             space.prefixes.lock(node)
+        now = self._now()
         donor = Donor(
             id=name,
             namespace=namespace,
@@ -145,28 +140,102 @@ class DonorLibrary:
             node=node,
             pinned=pinned,
             last_used=next(self._clock),
-            bytes=len(pages) * self._pool.page_size * self._pool.bytes_per_slot,
+            bytes=self.bytes_of(len(ids)),
+            created_at=now,
+            used_at=now,
+            expires_at=self._expiry(now, ttl_s),
         )
-        space.donors[name] = donor
-        space.spans.add(name, ids)
-        space.prompts.add(name, vector)
+        space.add(donor, vector)
         return donor
 
-    def renew(self, namespace: str, ids: Ids, *, history: Scores, pinned: bool) -> Donor | None:
+    def bytes_of(self, n_tokens: int) -> int:
+        """KV bytes that a donor of `n_tokens` tokens holds."""
+        pages = (
+            self._pool.pages_for(n_tokens)
+            if self._compressed is None
+            else self._compressed.pages_for(n_tokens)
+        )
+        return pages * self._pool.page_size * self._pool.bytes_per_slot
+
+    def holds(self, namespace: str, ids: Ids) -> bool:
+        """Whether a prompt is a donor of this namespace."""
+        space = self.find(namespace)
+        return space is not None and donor_id(namespace, ids) in space.donors
+
+    def renew(
+        self,
+        namespace: str,
+        ids: Ids,
+        *,
+        history: Scores,
+        pinned: bool,
+        ttl_s: float | None = None,
+    ) -> Donor | None:
         """The donor that a prompt is already, if it is one.
 
-        It stays on its own pages, learns the new history, and is pinned if either asks for that.
+        It stays on its own pages, learns the new history, is pinned if either asks for that, and
+        expires when the later of both does.
         """
-        space = self._namespaces.get(namespace)
+        space = self.find(namespace)
         known = space.donors.get(donor_id(namespace, ids)) if space else None
         if known is None:
             return None
+        now = self._now()
+        known.expires_at = max(known.expires_at, self._expiry(now, ttl_s))
         if len(known.history) and len(history):
             history = known.history + history
         known.history = history if len(history) else known.history
         known.pinned |= pinned
-        known.last_used = next(self._clock)
+        known.last_used, known.used_at = next(self._clock), now
         return known
+
+    def update(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        pinned: bool | None = None,
+        ttl_s: float | EllipsisType | None = ...,
+    ) -> Donor:
+        """Change what is said of a donor; None and `...` leave it as it is.
+
+        Args:
+            namespace, name: of the donor.
+            pinned: whether it is never evicted.
+            ttl_s: seconds from now until it expires; None: it stays.
+
+        Raises:
+            NotFound: not in this namespace.
+
+        """
+        donor = self.get(namespace, name)
+        if pinned is not None:
+            donor.pinned = pinned
+        if not isinstance(ttl_s, EllipsisType):
+            donor.expires_at = self._expiry(self._now(), ttl_s)
+        return donor
+
+    def publish(self, namespace: str, name: str) -> Donor:
+        """Let the requests of all namespaces find a donor, until it is removed.
+
+        Its pages are shared, nothing is copied. Of a compressed donor no exact prefix is published,
+        for it has none of its own.
+
+        Raises:
+            NotFound: not in this namespace.
+
+        """
+        donor = self.get(namespace, name)
+        if donor.published:
+            return donor
+        vector = self.vector(donor.ids)
+        if donor.node is not None:
+            prefixes = self._published.prefixes
+            donor.published_node = prefixes.insert(donor.ids, donor.pages, owner=name)
+            prefixes.lock(donor.published_node)
+        self._published.add(donor, vector)
+        donor.published = True
+        return donor
 
     def vector(self, ids: Ids) -> Vector:
         """A prompt's vector, as the prompt index compares it.
@@ -190,18 +259,34 @@ class DonorLibrary:
             NotFound: not in this namespace.
 
         """
-        space = self._namespaces.get(namespace)
+        space = self.find(namespace)
         donor = space.donors.get(name) if space else None
         if donor is None:
             raise NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")
         return donor
 
+    def get_readable(self, namespace: str, name: str) -> Donor:
+        """A donor that requests of a namespace find, of its own or published.
+
+        Raises:
+            NotFound: they find none of that name.
+
+        """
+        donor = self._readable(namespace, name)
+        if donor is None:
+            raise NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")
+        return donor
+
     def touch(self, namespace: str, names: Iterable[str]) -> None:
-        """Mark donors as used just now; those that have gone are passed over."""
-        space = self._namespaces.get(namespace)
+        """Mark donors as used just now by a namespace; those that have gone are passed over."""
         for name in names:
-            if space and name in space.donors:
-                space.donors[name].last_used = next(self._clock)
+            donor = self._readable(namespace, name)
+            if donor is not None:
+                donor.last_used, donor.used_at = next(self._clock), self._now()
+
+    def _readable(self, namespace: str, name: str) -> Donor | None:
+        spaces = self.readable(namespace)
+        return next((space.donors[name] for space in spaces if name in space.donors), None)
 
     def remove(self, namespace: str, name: str) -> None:
         """Forget a donor and its exact prefix; pages in use live on until their last reader ends.
@@ -210,11 +295,12 @@ class DonorLibrary:
             NotFound: not in this namespace.
 
         """
-        donor = self.get(namespace, name)
-        space = self.namespace(namespace)
-        del space.donors[name]
-        space.spans.remove(name)
-        space.prompts.remove(name)
+        self._remove(self.get(namespace, name))
+
+    def _remove(self, donor: Donor) -> None:
+        space = self._namespaces[donor.namespace]
+        self._unpublish(donor)
+        space.remove(donor)
         if donor.node is not None:
             space.prefixes.unlock(donor.node)
             space.prefixes.forget(donor.node)
@@ -223,7 +309,16 @@ class DonorLibrary:
             if len(donor.ids) - cached.tokens < self._pool.page_size:  # and not just its beginning
                 space.prefixes.forget(cached.node)
         self._pool.release(donor.pages)
-        self._drop_if_empty(namespace)
+        self._drop_if_empty(donor.namespace)
+
+    def _unpublish(self, donor: Donor) -> None:
+        if not donor.published:
+            return
+        self._published.remove(donor)
+        if donor.published_node is not None:
+            self._published.prefixes.unlock(donor.published_node)
+            self._published.prefixes.forget(donor.published_node)
+        donor.published, donor.published_node = False, None
 
     def clear(self, namespace: str) -> None:
         """Forget all donors and cached prefixes of a namespace."""
@@ -231,18 +326,27 @@ class DonorLibrary:
         if space is None:
             return
         for donor in space.donors.values():
+            self._unpublish(donor)
             self._pool.release(donor.pages)
         space.prefixes.clear()
 
     def infos(self, namespace: str) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""
-        space = self._namespaces.get(namespace)
+        space = self.find(namespace)
         return [donor.info for donor in space.donors.values()] if space else []
+
+    def usage(self, prefix: str) -> tuple[int, int]:
+        """Donors, and bytes of their KV, of all namespaces whose names begin with `prefix`."""
+        self._drop_expired()
+        sizes = [donor.bytes for donor in self._donors() if donor.namespace.startswith(prefix)]
+        return len(sizes), sum(sizes)
 
     def cache_prefix(self, namespace: str, ids: Ids, pages: Pages) -> None:
         """Keep the whole pages of an exact sequence for prefix hits, without making it a donor."""
         if len(ids) < self._pool.page_size:
             return  # not one whole page, and no reason to make a namespace
+        if len(ids) - self._published.prefixes.match(ids).tokens < self._pool.page_size:
+            return  # all of it is published: no namespace needs a path to it of its own
         self.namespace(namespace).prefixes.insert(ids, pages, owner=None)
 
     @property
@@ -255,13 +359,16 @@ class DonorLibrary:
 
         Nobody goes if all that may go is not enough.
         """
-        if self._pages_within_reach() < wanted_pages:
+        self._drop_expired()
+        spaces = (*self._namespaces.values(), self._published)
+        if pages_within_reach(self._pool, spaces, self._donors()) < wanted_pages:
             return
         while self._pool.free_pages < wanted_pages:
+            idle = pages_only_cached(self._pool, self._namespaces.values())
             leaves = [
                 (leaf, name)
                 for name, space in self._namespaces.items()
-                if (leaf := space.prefixes.oldest_leaf()) is not None
+                if (leaf := space.prefixes.oldest_leaf(idle)) is not None
             ]
             if leaves:
                 leaf, name = min(leaves, key=lambda pair: pair[0].last_used)
@@ -275,20 +382,20 @@ class DonorLibrary:
             self.remove(oldest.namespace, oldest.id)
             self.evicted_donors += 1
 
-    def _pages_within_reach(self) -> int:
-        """Pages that are free or would be without cached prefixes and unpinned donors."""
-        references = self._pool.references(np.arange(self._pool.n_pages))
-        pinned = [donor for donor in self._donors() if donor.pinned]
-        locked = [donor.node for donor in pinned if donor.node is not None]
-        kept = {id(node) for end in locked for node in end.path()}
-        for space in self._namespaces.values():
-            for node in space.prefixes.nodes():
-                if id(node) not in kept:
-                    references[node.pages] -= 1
-        for donor in self._donors():
-            if not donor.pinned:
-                references[donor.pages] -= 1
-        return int(np.count_nonzero(references == 0))
+    def _drop_expired(self) -> None:
+        now = self._now()
+        if now < self._next_expiry:
+            return
+        for donor in [donor for donor in self._donors() if donor.expires_at <= now]:
+            self._remove(donor)
+            self.expired_donors += 1
+        self._next_expiry = min((donor.expires_at for donor in self._donors()), default=math.inf)
+
+    def _expiry(self, now: float, ttl_s: float | None) -> float:
+        """When something of that time to live expires, which is looked for from now on."""
+        expires_at = math.inf if ttl_s is None else now + ttl_s
+        self._next_expiry = min(self._next_expiry, expires_at)
+        return expires_at
 
     def _donors(self) -> Iterator[Donor]:
         return chain.from_iterable(space.donors.values() for space in self._namespaces.values())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from semshare.kv.pool import KVPool, Pages
-from semshare.types import Ids
+from semshare.types import Ids, Mask
 
 
 @dataclass(slots=True, eq=False)
@@ -125,12 +125,17 @@ class PrefixTree:
                 raise AssertionError("the path to this node is not locked")
             step.locks -= 1
 
-    def oldest_leaf(self) -> PrefixNode | None:
-        """The least recently used leaf that is not locked and would free at least a page."""
+    def oldest_leaf(self, idle: Mask) -> PrefixNode | None:
+        """The least recently used leaf that is not locked and holds a page that is `idle`.
+
+        Args:
+            idle: `[n_pages]` pages that would be free without leaves such as this.
+
+        """
         leaves = (
             node
             for node in self.nodes()
-            if not node.children and not node.locks and self._pool.references(node.pages).min() == 1
+            if not node.children and not node.locks and idle[node.pages].any()
         )
         return min(leaves, key=lambda n: n.last_used, default=None)
 

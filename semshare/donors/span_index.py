@@ -7,6 +7,7 @@ they are the same in every process.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,6 +115,25 @@ class SpanIndex:
             if best is None or ahead + behind > best.length:
                 best = Span(at - behind, ahead + behind, name, position - behind)
         return best
+
+
+def longest_first(spans: Sequence[Span], *, min_length: int) -> list[Span]:
+    """Disjoint parts of spans that overlap, in order.
+
+    The longest keeps all of its target tokens, the earlier listed among equals; the others keep the
+    runs of at least `min_length` that are left to them.
+    """
+    taken = np.zeros(max((span.start + span.length for span in spans), default=0), np.bool_)
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda span: -span.length):
+        free = ~taken[span.start : span.start + span.length]
+        edges = np.flatnonzero(np.diff(free, prepend=False, append=False)).tolist()
+        for begin, end in zip(edges[::2], edges[1::2], strict=True):
+            if end - begin >= min_length:
+                at = span.start + begin
+                kept.append(Span(at, end - begin, span.donor, span.donor_start + begin))
+                taken[at : at + end - begin] = True
+    return sorted(kept, key=lambda span: span.start)
 
 
 def _common_prefix(left: Ids, right: Ids) -> int:

@@ -11,9 +11,11 @@ import numpy as np
 from semshare.config import ReusePolicy
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
+from semshare.engine.limits import LimitsOf, unlimited
 from semshare.engine.prompts import TokenTexts
 from semshare.engine.rows import AttentionRecord
 from semshare.engine.served import Served
+from semshare.errors import QuotaExceeded
 from semshare.kv.sequence import KVSequence
 from semshare.planning.guard import mark_facts
 from semshare.types import DonorInfo, Ids, RememberState, Scores
@@ -24,6 +26,8 @@ MAX_PENDING = 256
 
 class Keeper:
     """Keeps exact KV.
+
+    limits_of: how much of it each namespace may keep as donors; without bounds at first.
 
     Args:
         library: where donors and prefixes live.
@@ -36,6 +40,7 @@ class Keeper:
         self._library = library
         self._lsh = lsh
         self._texts = texts
+        self.limits_of: LimitsOf = unlimited
         self._pending: dict[tuple[str, bytes], Ids] = {}
         self._taken: set[tuple[str, bytes]] = set()
 
@@ -45,10 +50,15 @@ class Keeper:
         return len(self._pending)
 
     def take_pending(self) -> tuple[str, Ids] | None:
-        """The prompt that waits longest, and its namespace; it is being computed now."""
-        for key in self._pending:
-            self._taken.add(key)
-            return key[0], self._pending.pop(key)
+        """The prompt that waits longest, and its namespace; it is being computed now.
+
+        Those that their namespace has no room for any more are dropped.
+        """
+        for key in list(self._pending):
+            ids = self._pending.pop(key)
+            if self._has_room(key[0], ids):
+                self._taken.add(key)
+                return key[0], ids
         return None
 
     def keep_pending(self, served: Served, history: Scores) -> DonorInfo | None:
@@ -56,7 +66,10 @@ class Keeper:
         key = (served.namespace, served.ids.tobytes())
         if key not in self._taken:
             return None
-        donor = self.keep_donor(served, served.sequence, history, pinned=False)
+        try:
+            donor = self.keep_donor(served, served.sequence, history, pinned=False)
+        except QuotaExceeded:  # others have taken the room meanwhile
+            donor = None
         self._taken.discard(key)
         return donor
 
@@ -93,8 +106,30 @@ class Keeper:
         if served.exact and served.planned.mode != "off":
             self._library.cache_prefix(served.namespace, ids, sequence.pages_in_order(len(ids)))
 
+    def check_room(self, namespace: str, ids: Ids) -> None:
+        """Raise `QuotaExceeded` where a prompt is no donor yet and must not become one."""
+        limits = self.limits_of(namespace)
+        if limits.max_donors is None and limits.max_donor_bytes is None:
+            return
+        if not self._library.holds(namespace, ids):
+            donors, donor_bytes = self._library.usage(limits.prefix)
+            limits.check_donor(donors, donor_bytes, self._library.bytes_of(len(ids)))
+
+    def _has_room(self, namespace: str, ids: Ids) -> bool:
+        try:
+            self.check_room(namespace, ids)
+        except QuotaExceeded:
+            return False
+        return True
+
     def keep_donor(
-        self, served: Served, sequence: KVSequence, history: Scores, *, pinned: bool
+        self,
+        served: Served,
+        sequence: KVSequence,
+        history: Scores,
+        *,
+        pinned: bool,
+        ttl_s: float | None = None,
     ) -> DonorInfo:
         """Make the prompt a donor.
 
@@ -103,14 +138,19 @@ class Keeper:
             sequence: begins with the prompt.
             history: `[n]` attention that answers paid to its tokens.
             pinned: never evicted.
+            ttl_s: seconds until it expires; None: it stays.
+
+        Raises:
+            QuotaExceeded: its namespace may keep no more.
 
         """
         if not served.exact:
             raise AssertionError("approximate KV can't become a donor")
         ids, namespace = served.ids, served.namespace
-        known = self._library.renew(namespace, ids, history=history, pinned=pinned)
+        known = self._library.renew(namespace, ids, history=history, pinned=pinned, ttl_s=ttl_s)
         if known is not None:
             return known.info
+        self.check_room(namespace, ids)
         donor = self._library.add(
             namespace,
             ids,
@@ -119,6 +159,7 @@ class Keeper:
             history=history,
             marks=mark_facts(ids, self._texts),
             pinned=pinned,
+            ttl_s=ttl_s,
         )
         return donor.info
 
@@ -129,9 +170,9 @@ class Keeper:
         policy: ReusePolicy,
         record: AttentionRecord | None,
     ) -> tuple[RememberState, DonorInfo | None]:
-        """Do what the policy says about remembering an answered prompt."""
+        """Do what the policy says about remembering an answered prompt, if there is room for it."""
         ids = served.ids
-        if not policy.remember:
+        if not policy.remember or not self._has_room(served.namespace, ids):
             return "no", None
         nothing = np.empty(0, np.float32)
         if not served.exact:

@@ -44,8 +44,11 @@ class CompressedView:
             PoolExhausted: too few free pages; nothing was taken.
 
         """
-        pages = -(-n_tokens // self._pool.compressed_per_page)
-        return self._pool.allocate(pages * self._pool.page_size)
+        return self._pool.allocate(self.pages_for(n_tokens) * self._pool.page_size)
+
+    def pages_for(self, n_tokens: int) -> int:
+        """Pages that hold `n_tokens` compressed tokens."""
+        return -(-n_tokens // self._pool.compressed_per_page)
 
     def store(self, source: Slots) -> Pages:
         """Compress tokens `[n]` into fresh pages, with one reference each.

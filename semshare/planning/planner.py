@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
 from semshare.config import EngineConfig, ReusePolicy
-from semshare.donors.library import Donor, DonorLibrary
-from semshare.donors.span_index import Span
+from semshare.donors.library import DonorLibrary
+from semshare.donors.namespace import Donor, Namespace
+from semshare.donors.prompt_index import SimilarDonor
+from semshare.donors.span_index import Span, longest_first
 from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.prompts import TokenTexts
 from semshare.kv.pool import KVPool
@@ -68,25 +73,30 @@ class Planner:
         self._n_layers = n_layers
 
     def find_donors(self, ids: Ids, policy: ReusePolicy, namespace: str) -> Found:
-        """Prefix tree, span index, prompt index."""
-        space = self._library.find(namespace)
-        if space is None:
+        """Prefix tree, span index, prompt index; of the namespace and of what is published.
+
+        The namespace's own donors stand before published ones that are as good.
+        """
+        spaces = self._library.readable(namespace)
+        if not spaces:
             return _NOTHING
         # The last token is always computed: its logits are the first of the answer.
-        prefix = space.prefixes.match(ids, limit=len(ids) - 1)
+        limit = len(ids) - 1
+        prefix = max(
+            (space.prefixes.match(ids, limit=limit) for space in spaces), key=lambda m: m.tokens
+        )
+        donors = ChainMap(*(space.donors for space in spaces))
         owner = prefix.node.owner or ""
-        owners = {node.owner for node in prefix.node.path() if node.owner in space.donors}
+        owners = {node.owner for node in prefix.node.path() if node.owner in donors}
         spans: list[Span] = []
-        if policy.mode in ("span", "semantic") and space.donors:
-            spans = space.spans.find(ids, start=prefix.tokens, min_length=policy.min_span)
+        if policy.mode in ("span", "semantic"):
+            spans = self._spans(spaces, ids, prefix.tokens, policy)
         similar: list[str] = []
         if policy.mode == "semantic" and self._worth_fuzzy(len(ids), prefix.tokens, spans, policy):
-            nearest = space.prompts.nearest(
-                self._library.vector(ids), self._config.max_donors_tried
-            )
+            nearest = self._nearest(spaces, ids)
             similar = [d.donor for d in nearest if d.similarity >= policy.min_similarity]
         names = {*similar, *(span.donor for span in spans)}
-        if owner in space.donors:
+        if owner in donors:
             names.add(owner)
         return Found(
             prefix_slots=self._pool.slots_of(prefix.pages),
@@ -94,8 +104,31 @@ class Planner:
             prefix_owners=tuple(sorted(name for name in owners if name)),
             spans=tuple(spans),
             similar=tuple(similar),
-            donors={name: self._library.get(namespace, name) for name in sorted(names)},
+            donors={name: donors[name] for name in sorted(names)},
         )
+
+    @staticmethod
+    def _spans(
+        spaces: Sequence[Namespace], ids: Ids, start: int, policy: ReusePolicy
+    ) -> list[Span]:
+        """Identical text from `start` on."""
+        found = [
+            space.spans.find(ids, start=start, min_length=policy.min_span)
+            for space in spaces
+            if space.donors
+        ]
+        if len(found) == 1:
+            return found[0]
+        return longest_first(list(chain(*found)), min_length=policy.min_span)
+
+    def _nearest(self, spaces: Sequence[Namespace], ids: Ids) -> list[SimilarDonor]:
+        """The donors to compare token by token, the most similar first."""
+        most, vector = self._config.max_donors_tried, self._library.vector(ids)
+        found: dict[str, SimilarDonor] = {}
+        for space in spaces:
+            for donor in space.prompts.nearest(vector, most):
+                found.setdefault(donor.donor, donor)  # whoever published it finds it twice
+        return sorted(found.values(), key=lambda donor: -donor.similarity)[:most]
 
     def _worth_fuzzy(
         self, n: int, prefix_tokens: int, spans: list[Span], policy: ReusePolicy

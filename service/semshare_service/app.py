@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from semshare_service.auth import KeyRing, auth_middleware
 from semshare_service.context import SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.exchange import error_middleware
+from semshare_service.limits import TenantSlots, limited
 from semshare_service.routes import all_routes
 from semshare_service.routes.dashboard import watch
 from semshare_service.settings import ServiceSettings
@@ -27,7 +29,7 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     has gone stay in the queue.
     """
     worker = ModelWorker(
-        engine if callable(engine) else lambda: engine,
+        limited(engine if callable(engine) else lambda: engine, settings),
         queue_limit=settings.queue_limit,
         concurrency=settings.concurrency,
     )
@@ -43,7 +45,11 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         worker.drain()
 
     app = web.Application(
-        middlewares=[error_middleware(settings.request_timeout_s)],
+        middlewares=[
+            error_middleware(settings.request_timeout_s),
+            *([auth_middleware(KeyRing(settings))] if settings.tenants else []),
+            TenantSlots().middleware,
+        ],
         client_max_size=settings.max_body_bytes,
     )
     app[SERVICE] = Service(settings, worker, started=int(time.time()))

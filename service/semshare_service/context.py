@@ -44,7 +44,8 @@ TENANT: web.RequestKey[Tenant] = web.RequestKey("tenant", Tenant)
 
 def tenant_of(request: web.Request) -> Tenant:
     """Who asks. Whatever a route finds, keeps or tells is this tenant's alone."""
-    return request.get(TENANT, ANYONE)
+    tenant: Tenant = request.get(TENANT, ANYONE)
+    return tenant
 
 
 async def run(request: web.Request, operation: Operation[Body]) -> web.Response:

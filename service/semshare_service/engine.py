@@ -7,9 +7,11 @@ engine's own business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import EllipsisType
 from typing import Protocol, TypeAlias, Unpack
 
 from semshare.config import ReusePolicy
+from semshare.engine.limits import LimitsOf
 from semshare.types import (
     DonorInfo,
     GenerateOptions,
@@ -32,11 +34,40 @@ class Engine(Protocol):
     def max_context(self) -> int:
         """Most tokens, prompt and answer together."""
 
-    def remember(self, prompt: Prompt, *, namespace: str = ..., pinned: bool = ...) -> DonorInfo:
-        """Compute the prompt in full and keep it as a donor."""
+    def limit(self, limits_of: LimitsOf) -> None:
+        """Bound what the requests and donors of each namespace may take."""
+
+    def remember(
+        self,
+        prompt: Prompt,
+        *,
+        namespace: str = ...,
+        pinned: bool = ...,
+        ttl_s: float | None = ...,
+    ) -> DonorInfo:
+        """Compute the prompt in full and keep it as a donor, for so many seconds if given."""
 
     def donors(self, *, namespace: str = ...) -> list[DonorInfo]:
-        """The donors of one namespace."""
+        """The donors of one namespace, oldest first."""
+
+    def donor(self, donor_id: str, *, namespace: str = ...) -> DonorInfo:
+        """One donor; `NotFound` where there is none."""
+
+    def donor_text(self, donor_id: str, *, namespace: str = ...) -> str:
+        """The prompt of a donor that requests of the namespace find; `NotFound` otherwise."""
+
+    def update_donor(
+        self,
+        donor_id: str,
+        *,
+        namespace: str = ...,
+        pinned: bool | None = ...,
+        ttl_s: float | EllipsisType | None = ...,
+    ) -> DonorInfo:
+        """Pin a donor or not, or give it seconds to live; `NotFound` where there is none."""
+
+    def publish(self, donor_id: str, *, namespace: str = ...) -> DonorInfo:
+        """Let requests of all namespaces find a donor; `NotFound` where there is none."""
 
     def forget(self, donor_id: str, *, namespace: str = ...) -> None:
         """Drop a donor; `NotFound` where there is none."""

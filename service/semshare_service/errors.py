@@ -9,6 +9,9 @@ SemShareError
 ├── NotFound
 │   └── UnknownModel          the request names a model that is not the one loaded
 └── ServiceError              the service answered with an error no other class stands for
+    ├── InvalidKey            no API key, or one that is not known
+    ├── PermissionDenied      the key is not an operator's
+    ├── ConcurrencyExceeded   as many requests of the tenant are running as may
     ├── QueueFull             the queue of waiting requests is full: come back later
     ├── RequestTimedOut       the request took longer than request_timeout_s
     └── ServiceUnavailable    the model is not ready, the service is stopping or can't be reached
@@ -28,7 +31,9 @@ from semshare.errors import (
     ModelNotAvailable,
     NotFound,
     PoolExhausted,
+    PromptOverLimit,
     PromptTooLong,
+    QuotaExceeded,
     SemShareError,
     StepFailed,
     UnsupportedModel,
@@ -73,6 +78,18 @@ class ServiceError(SemShareError):
         self.retry_after_s = retry_after_s
 
 
+class InvalidKey(ServiceError):
+    """The request has no API key, or one that is not known."""
+
+
+class PermissionDenied(ServiceError):
+    """The request's key is good, but not for this."""
+
+
+class ConcurrencyExceeded(ServiceError):
+    """As many requests of this tenant are running as it may have."""
+
+
 class QueueFull(ServiceError):
     """As many requests are waiting as the service lets wait."""
 
@@ -98,11 +115,13 @@ class ErrorKind:
 
 _CALLER = "invalid_request_error"
 _MISSING = "not_found_error"
+_BUSY = "rate_limit_error"
 _SERVER = "server_error"
 
 # Subclasses stand before their bases: the first match wins.
 KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(PromptTooLong, 400, "context_length_exceeded", _CALLER),
+    ErrorKind(PromptOverLimit, 413, "prompt_over_limit", _CALLER),
     ErrorKind(InvalidPolicy, 400, "invalid_policy", _CALLER, param="semshare"),
     ErrorKind(BodyTooLarge, 413, "body_too_large", _CALLER),
     ErrorKind(UnsupportedMediaType, 415, "unsupported_media_type", _CALLER),
@@ -112,11 +131,15 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(UnknownModel, 404, "model_not_found", _MISSING, param="model"),
     ErrorKind(NotFound, 404, "not_found", _MISSING),
     ErrorKind(PoolExhausted, 503, "pool_exhausted", _SERVER),
+    ErrorKind(QuotaExceeded, 429, "quota_exceeded", _BUSY),
     ErrorKind(DeadlineExceeded, 504, "deadline_exceeded", _SERVER, param="deadline_s"),
     ErrorKind(StepFailed, 503, "step_failed", _SERVER),
     ErrorKind(ModelNotAvailable, 503, "model_not_available", _SERVER),
     ErrorKind(UnsupportedModel, 503, "unsupported_model", _SERVER),
-    ErrorKind(QueueFull, 429, "queue_full", "rate_limit_error"),
+    ErrorKind(InvalidKey, 401, "invalid_api_key", "authentication_error"),
+    ErrorKind(PermissionDenied, 403, "permission_denied", "permission_error"),
+    ErrorKind(ConcurrencyExceeded, 429, "concurrency_exceeded", _BUSY),
+    ErrorKind(QueueFull, 429, "queue_full", _BUSY),
     ErrorKind(RequestTimedOut, 504, "timeout", _SERVER),
     ErrorKind(ServiceUnavailable, 503, "unavailable", _SERVER),
     ErrorKind(SemShareError, 500, "internal_error", _SERVER),

@@ -304,11 +304,15 @@ class _PromptFields(StrictModel):
         return self.ids or []
 
 
+TimeToLive = Annotated[float, Field(gt=0)]  # seconds
+
+
 class DonorRequest(_PromptFields):
     """`PUT /v1/donors`."""
 
     namespace: Namespace = DEFAULT_NAMESPACE
     pinned: bool = False
+    ttl_s: TimeToLive | None = None
 
 
 class MatchRequest(_PromptFields, ReuseFields):

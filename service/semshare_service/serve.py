@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import ssl
 from collections.abc import Callable
 
 from aiohttp import web
 
 from semshare.config import EngineConfig
+from semshare.errors import InvalidRequest
 from semshare_service.app import create_app
 from semshare_service.context import SERVICE
 from semshare_service.engine import Engine, EngineLoader
@@ -35,6 +37,33 @@ def engine_loader(settings: ServiceSettings) -> EngineLoader:
     return load
 
 
+def tls_context(settings: ServiceSettings) -> ssl.SSLContext | None:
+    """With the settings' certificate; None where they name none.
+
+    Raises:
+        InvalidRequest: a file that can't be read, or that is not what it should be.
+
+    """
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    for name in ("tls_certificate", "tls_key"):
+        path = getattr(settings, name)
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise InvalidRequest(f"can't read {name} {path}: {error.strerror}") from None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # A password, so that nobody is asked for one at a terminal that may not be there.
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except ssl.SSLError as error:
+        raise InvalidRequest(
+            f"{settings.tls_certificate} and {settings.tls_key} are not a certificate and its "
+            f"unencrypted private key, both in PEM form: {error.reason or error}"
+        ) from None
+    return context
+
+
 async def serve(
     settings: ServiceSettings,
     *,
@@ -46,6 +75,7 @@ async def serve(
     load:         makes the engine; the model the settings name by default.
     on_listening: called once with the address, before the model is loaded.
     """
+    tls = tls_context(settings)
     app = create_app(load or engine_loader(settings), settings)
     runner = web.AppRunner(
         app,
@@ -56,8 +86,8 @@ async def serve(
     await runner.setup()
     loaded = asyncio.wrap_future(app[SERVICE].worker.loaded)
     try:
-        await _listen(runner, settings)
-        address = _address(runner)
+        await _listen(runner, settings, tls)
+        address = _address(runner, "http" if tls is None else "https")
         logger.info("listening on %s", address)
         if on_listening is not None:
             on_listening(address)
@@ -67,9 +97,11 @@ async def serve(
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, settings: ServiceSettings) -> None:
+async def _listen(
+    runner: web.AppRunner, settings: ServiceSettings, tls: ssl.SSLContext | None
+) -> None:
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls).start()
     except OSError as error:
         raise ServiceUnavailable(
             f"can't listen on {settings.host} port {settings.port}: {error.strerror}; choose "
@@ -96,9 +128,9 @@ async def _until_stopped(loaded: asyncio.Future[None]) -> None:
             loop.remove_signal_handler(number)
 
 
-def _address(runner: web.AppRunner) -> str:
+def _address(runner: web.AppRunner, scheme: str) -> str:
     host, port = runner.addresses[0][:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def run(settings: ServiceSettings, *, on_listening: Callable[[str], None] | None = None) -> None:

@@ -7,15 +7,26 @@ docs/service.md documents every field; a test holds the two together.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -36,6 +47,45 @@ _SERVICE_LINK = re.compile(
 )
 
 
+class TenantSettings(BaseModel):
+    """One tenant: the digests of its keys, and what it may take (None: no bound)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    keys: tuple[Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")], ...] = Field(
+        min_length=1
+    )
+    operator: bool = False
+    max_concurrency: int | None = Field(default=None, ge=1)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    max_donors: int | None = Field(default=None, ge=0)
+    max_donor_bytes: ByteSize | None = Field(default=None, ge=0)
+
+
+TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+def check_tenant_name(name: str) -> None:
+    """Raise `InvalidRequest` for a name that no tenant can have."""
+    try:
+        TypeAdapter(TenantName).validate_python(name)
+    except ValidationError:
+        raise InvalidRequest(
+            f"{name!r} can't name a tenant: use 1 to 64 letters, digits, dots, underscores and "
+            "hyphens"
+        ) from None
+
+
+def _from_json(value: object) -> object:
+    """A table as a variable or a flag can hold it."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("outside of the settings file, tenants are written as JSON") from None
+
+
 class ServiceSettings(BaseSettings):
     """Settings of one service process. Sizes are in bytes and may be written `2GiB`."""
 
@@ -52,8 +102,15 @@ class ServiceSettings(BaseSettings):
     port: int = Field(default=8765, ge=0, le=65535, description="port; 0: any free one")
     allow_remote: bool = Field(
         default=False,
-        description="listen on an address other machines can reach: there is no authentication",
+        description="listen on an address other machines can reach, though no key is asked for",
     )
+    tenants: Annotated[dict[TenantName, TenantSettings], BeforeValidator(_from_json)] = Field(
+        default={}, description="who may ask, by name: digests of keys, and limits"
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file with the certificate and its chain: serve HTTPS"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file with its private key")
     model: str = Field(default="smollm2", description="bundled name, local path or hub id")
     device: str = Field(default="cpu", description="cpu or cuda")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -96,11 +153,30 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _loopback_unless_allowed(self) -> ServiceSettings:
-        if not self.allow_remote and not is_loopback(self.host):
+        if not (self.allow_remote or self.tenants or is_loopback(self.host)):
             raise ValueError(
-                f"host {self.host!r} can be reached from other machines and the service has no "
-                "authentication: use 127.0.0.1, or set allow_remote if the network is trusted"
+                f"host {self.host!r} can be reached from other machines and without tenants there "
+                "is no authentication: use 127.0.0.1, give tenants keys (`semshare keys new`), or "
+                "set allow_remote if the network is trusted"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> ServiceSettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _one_tenant_for_each_key(self) -> ServiceSettings:
+        holders: dict[str, str] = {}
+        for name, tenant in self.tenants.items():
+            for digest in tenant.keys:
+                if holders.setdefault(digest, name) != name:
+                    raise ValueError(
+                        f"tenants {holders[digest]!r} and {name!r} have a key in common: make one "
+                        "for each with `semshare keys new`"
+                    )
         return self
 
 

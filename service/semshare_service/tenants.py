@@ -12,18 +12,37 @@ _SEPARATOR = "/"
 class Tenant:
     """One of those whose donors, prefixes, metrics and handles are kept apart.
 
-    name: of letters, digits, `.`, `_` and `-`; empty for the only one of a service without keys.
+    name:            of letters, digits, `.`, `_` and `-`; empty for the only one of a service
+                     without keys.
+    operator:        may publish donors, whoever's they are.
+    max_concurrency: requests that compute, at the same time; None: no bound of its own.
     """
 
     name: str = ""
+    operator: bool = False
+    max_concurrency: int | None = None
+
+    @property
+    def prefix(self) -> str:
+        """What the engine's names of this tenant's namespaces begin with, and no other's."""
+        return f"{self.name}{_SEPARATOR}" if self.name else ""
 
     def space(self, namespace: str) -> str:
         """The engine's namespace that stands for a namespace of this tenant."""
-        return f"{self.name}{_SEPARATOR}{namespace}" if self.name else namespace
+        return self.prefix + namespace
 
     def namespace(self, space: str) -> str:
         """The tenant's own name for one of the engine's namespaces that is theirs."""
-        return space.removeprefix(f"{self.name}{_SEPARATOR}") if self.name else space
+        if not space.startswith(self.prefix):
+            raise AssertionError("another tenant's namespace must not be told")
+        return space.removeprefix(self.prefix)
 
 
-ANYONE = Tenant()
+def tenant_name(space: str) -> str:
+    """The name of the tenant that one of the engine's namespaces belongs to."""
+    name, separator, _ = space.partition(_SEPARATOR)
+    return name if separator else ""
+
+
+# Without keys whoever reaches the service may do everything.
+ANYONE = Tenant(operator=True)

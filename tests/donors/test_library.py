@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -20,7 +23,8 @@ from small_pools import small_pool
 
 from semshare import NotFound, PoolExhausted
 from semshare.donors.embedders import HashEmbedder, Vector
-from semshare.donors.library import Donor, DonorLibrary, donor_id
+from semshare.donors.library import DonorLibrary
+from semshare.donors.namespace import Donor, donor_id
 from semshare.donors.prefix_tree import PrefixNode
 from semshare.kv.pool import KVPool, Pages
 from semshare.planning.guard import FactMarks
@@ -33,7 +37,9 @@ NO_HISTORY = np.empty(0, np.float32)
 prompts = st.lists(
     st.sampled_from([(0, 0, 0, 0), (0, 0, 0, 1), (2, 2)]), min_size=1, max_size=5
 ).map(lambda chunks: np.array([i for chunk in chunks for i in chunk], dtype=np.int32))
-spaces = st.sampled_from(["a", "b"])
+spaces_of_machine = ("a", "b")
+spaces = st.sampled_from(spaces_of_machine)
+lifetimes = st.sampled_from([None, 1.0, 5.0])
 
 
 def ids_from(start: int, n: int) -> Ids:
@@ -44,8 +50,18 @@ def no_marks(n: int) -> FactMarks:
     return FactMarks(*np.zeros((3, n), np.bool_))
 
 
-def library_over(pool: KVPool) -> DonorLibrary:
-    return DonorLibrary(pool, HashEmbedder(16))
+@dataclass
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now: float = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def library_over(pool: KVPool, clock: Clock | None = None) -> DonorLibrary:
+    return DonorLibrary(pool, HashEmbedder(16), now=clock or Clock())
 
 
 def keep(
@@ -56,11 +72,14 @@ def keep(
     namespace: str = "n",
     pinned: bool = False,
     history: Scores = NO_HISTORY,
+    ttl_s: float | None = None,
 ) -> Donor:
     """Add a donor as a request does: on pages of its own, given back afterwards."""
     pages = pool.allocate(len(ids))
     try:
-        return library.renew(namespace, ids, history=history, pinned=pinned) or library.add(
+        return library.renew(
+            namespace, ids, history=history, pinned=pinned, ttl_s=ttl_s
+        ) or library.add(
             namespace,
             ids,
             pages,
@@ -68,6 +87,7 @@ def keep(
             history=history,
             marks=no_marks(len(ids)),
             pinned=pinned,
+            ttl_s=ttl_s,
         )
     finally:
         pool.release(pages)
@@ -305,6 +325,141 @@ def test_what_fills_no_page_makes_no_namespace(library: DonorLibrary, pool: KVPo
     assert library.names == []
 
 
+def test_an_expired_donor_is_found_by_nobody_from_that_moment_on(pool: KVPool) -> None:
+    clock = Clock(now=100.0)
+    looks: list[Callable[[DonorLibrary, str], object]] = [
+        lambda library, _: library.find("n"),
+        lambda library, _: library.readable("n"),
+        lambda library, _: library.readable("another"),
+        lambda library, _: library.infos("n"),
+        lambda library, _: library.usage("")[0],
+        lambda library, _: library.holds("n", ids_from(0, 14)),
+        lambda library, name: library.get("n", name),
+        lambda library, name: library.get_readable("another", name),
+    ]
+    for look in looks:
+        library = library_over(pool, clock)
+        name = keep(library, pool, ids_from(0, 14), pinned=True, ttl_s=10.0).id
+        library.publish("n", name)
+        assert library.infos("n")[0].expires == clock.now + 10.0
+        clock.now += 9.5
+        assert look(library, name)
+        clock.now += 0.5
+        with suppress(NotFound):
+            assert not look(library, name)
+        assert pool.free_pages == PAGES
+        assert library.expired_donors == 1
+
+
+def test_what_has_expired_goes_before_anybody_is_evicted(pool: KVPool) -> None:
+    library = library_over(pool, clock := Clock())
+    old = keep(library, pool, ids_from(0, 8))
+    keep(library, pool, ids_from(100, 8), ttl_s=1.0)
+    clock.now += 1.0
+    pool.release(pool.allocate(10 * 4))  # all but the older donor's two pages
+    assert [info.id for info in library.infos("n")] == [old.id]
+    assert library.evicted_donors == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "expires"),
+    [(10.0, 5.0, 110.0), (10.0, 20.0, 121.0), (10.0, None, None), (None, 5.0, None)],
+)
+def test_a_prompt_remembered_again_expires_when_the_later_of_both_does(
+    pool: KVPool, first: float | None, again: float | None, expires: float | None
+) -> None:
+    library = library_over(pool, clock := Clock(now=100.0))
+    keep(library, pool, ids_from(0, 8), ttl_s=first)
+    clock.now = 101.0
+    donor = keep(library, pool, ids_from(0, 8), ttl_s=again)
+    assert donor.info.expires == expires
+    assert (donor.info.created, donor.info.last_used) == (100.0, 101.0)
+
+
+def test_an_update_changes_what_it_names_and_nothing_else(pool: KVPool) -> None:
+    library = library_over(pool, Clock(now=100.0))
+    name = keep(library, pool, ids_from(0, 8), pinned=True, ttl_s=10.0).id
+    told = [
+        library.update("n", name, **changes).info
+        for changes in ({}, {"pinned": False}, {"ttl_s": 50.0}, {"ttl_s": None})
+    ]
+    assert [(info.pinned, info.expires) for info in told] == [
+        (True, 110.0),
+        (False, 110.0),
+        (False, 150.0),
+        (False, None),
+    ]
+    with pytest.raises(NotFound):
+        library.update("another", name, pinned=True)
+
+
+def test_usage_counts_the_namespaces_that_begin_alike(library: DonorLibrary, pool: KVPool) -> None:
+    for name, tokens in (("a/x", 8), ("a/y", 5), ("ab/x", 4)):
+        keep(library, pool, ids_from(0, tokens), namespace=name)
+    page = 4 * pool.bytes_per_slot
+    assert library.usage("a/") == (2, 4 * page)
+    assert library.usage("ab/") == (1, page)
+    assert library.usage("") == (3, 5 * page)
+    assert library.usage("c/") == (0, 0)
+
+
+def test_publishing_takes_no_page_and_reads_where_the_donor_is(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    donor = keep(library, pool, ids_from(0, 14), namespace="a")
+    used = pool.used_bytes
+    assert library.publish("a", donor.id) is library.publish("a", donor.id) is donor
+    assert pool.used_bytes == used
+    (space,) = library.readable("b")
+    match = space.prefixes.match(ids_from(0, 14))
+    np.testing.assert_array_equal(pool.slots_of(match.pages), donor.slots[:12])
+    assert library.readable("a") == [library.find("a"), space]
+    assert library.get_readable("b", donor.id) is donor
+    for look in (library.get, library.publish, library.remove):
+        with pytest.raises(NotFound):
+            look("b", donor.id)
+    library.remove("a", donor.id)
+    assert library.readable("b") == []
+    assert pool.free_pages == PAGES
+
+
+def test_using_a_published_donor_keeps_it_from_being_the_oldest(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    published = keep(library, pool, ids_from(0, 16), namespace="a")
+    library.publish("a", published.id)
+    keep(library, pool, ids_from(100, 16), namespace="a")
+    library.touch("b", [published.id])
+    pool.release(pool.allocate(8 * 4))
+    assert [info.id for info in library.infos("a")] == [published.id]
+
+
+def test_what_is_published_whole_is_cached_by_nobody_else(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    donor = keep(library, pool, ids_from(0, 8), namespace="a")
+    library.publish("a", donor.id)
+    library.cache_prefix("b", donor.ids, donor.pages)
+    assert library.find("b") is None
+
+
+def test_pages_that_two_namespaces_had_of_a_published_donor_are_freed(
+    library: DonorLibrary, pool: KVPool
+) -> None:
+    donor = keep(library, pool, ids_from(0, 8), namespace="a")
+    library.publish("a", donor.id)
+    for name, start in (("b", 50), ("c", 60)):
+        own = pool.allocate(4)
+        ids = np.concatenate((donor.ids, ids_from(start, 4)))
+        library.cache_prefix(name, ids, np.concatenate((donor.pages, own)))
+        pool.release(own)
+        library.namespace(name).prefixes.match(donor.ids)  # a node of just what both share
+    library.remove("a", donor.id)
+    assert pool.free_pages == PAGES - 4
+    pool.release(pool.allocate(PAGES * 4))
+    assert library.names == []
+
+
 class Misshapen(HashEmbedder):
     def embed(self, ids: Ids) -> Vector:
         return super().embed(ids)[:-1]
@@ -358,22 +513,53 @@ class LibraryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = small_pool(PAGES)
-        self.library = library_over(self.pool)
+        self.clock = Clock()
+        self.library = library_over(self.pool, self.clock)
         self.readers: list[Pages] = []
 
-    @rule(ids=prompts, namespace=spaces, pinned=st.booleans())
-    def keep(self, ids: Ids, namespace: str, pinned: bool) -> None:
+    @rule(ids=prompts, namespace=spaces, pinned=st.booleans(), ttl_s=lifetimes)
+    def keep(self, ids: Ids, namespace: str, pinned: bool, ttl_s: float | None) -> None:
         pinned = pinned and sum(d.pinned for d in self.donors()) < 2
         try:
-            donor = keep(self.library, self.pool, ids, namespace=namespace, pinned=pinned)
+            donor = keep(
+                self.library, self.pool, ids, namespace=namespace, pinned=pinned, ttl_s=ttl_s
+            )
         except PoolExhausted:
             return
         assert self.library.get(namespace, donor.id) is donor
 
+    @rule(seconds=st.integers(1, 4))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+        for name in spaces_of_machine:
+            assert all(
+                info.expires is None or info.expires > self.clock.now
+                for info in self.library.infos(name)
+            )
+
+    @rule(namespace=spaces, data=st.data())
+    def publish(self, namespace: str, data: st.DataObject) -> None:
+        if infos := self.library.infos(namespace):
+            self.library.publish(namespace, data.draw(st.sampled_from(infos)).id)
+
+    @rule(namespace=spaces, pinned=st.sampled_from([None, False]), ttl_s=lifetimes, data=st.data())
+    def update(
+        self, namespace: str, pinned: bool | None, ttl_s: float | None, data: st.DataObject
+    ) -> None:
+        if infos := self.library.infos(namespace):
+            name = data.draw(st.sampled_from(infos)).id
+            self.library.update(namespace, name, pinned=pinned, ttl_s=ttl_s)
+
     @rule(ids=prompts, namespace=spaces)
     def serve_exactly(self, ids: Ids, namespace: str) -> None:
         """As a request: a prefix hit, the rest on own pages, all of it cached at the end."""
-        match = self.library.namespace(namespace).prefixes.match(ids, limit=len(ids) - 1)
+        match = max(
+            (
+                space.prefixes.match(ids, limit=len(ids) - 1)
+                for space in (self.library.namespace(namespace), self.library.published)
+            ),
+            key=lambda found: found.tokens,
+        )
         self.pool.share(match.pages)
         try:
             own = self.pool.allocate(len(ids) - match.tokens)
@@ -410,10 +596,10 @@ class LibraryMachine(RuleBasedStateMachine):
     def need_room(self, n_slots: int) -> None:
         before = {d.id for d in self.donors()}
         kept = [d.pages for d in self.donors() if d.pinned]
-        for name in self.library.names:
-            for donor in self.library.namespace(name).donors.values():
-                if donor.pinned:
-                    kept += [node.pages for node in donor.node.path()]
+        for donor in self.donors():
+            if donor.pinned:
+                ends = [end for end in (donor.node, donor.published_node) if end is not None]
+                kept += [node.pages for end in ends for node in end.path()]
         needed = np.unique(np.concatenate([*self.readers, *kept, np.empty(0, np.int64)]))
         wanted = self.pool.pages_for(n_slots)
         try:
@@ -431,7 +617,8 @@ class LibraryMachine(RuleBasedStateMachine):
 
     def nodes(self) -> list[PrefixNode]:
         names = self.library.names
-        return [node for name in names for node in self.library.namespace(name).prefixes.nodes()]
+        spaces = [*map(self.library.namespace, names), self.library.published]
+        return [node for space in spaces for node in space.prefixes.nodes()]
 
     @invariant()
     def every_reference_has_its_holder(self) -> None:
@@ -455,6 +642,20 @@ class LibraryMachine(RuleBasedStateMachine):
             for node in space.prefixes.nodes():
                 assert node.locks == expected[id(node)]
             assert len(space.prompts) == len(space.donors)
+
+    @invariant()
+    def what_is_published_is_found_by_all_and_nothing_else_is(self) -> None:
+        space = self.library.published
+        assert space.donors == {d.id: d for d in self.donors() if d.published}
+        assert len(space.prompts) == len(space.donors)
+        expected: Counter[int] = Counter()
+        for donor in space.donors.values():
+            assert donor.published_node is not None
+            expected.update(id(node) for node in donor.published_node.path())
+            whole = len(donor.ids) // self.pool.page_size * self.pool.page_size
+            assert space.prefixes.match(donor.ids).tokens == whole
+        nodes = space.prefixes.nodes()
+        assert {id(node): node.locks for node in nodes} == expected
 
 
 def test_every_page_is_accounted_for_whatever_happens() -> None:

@@ -124,7 +124,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule()
     def evict_the_oldest(self) -> None:
-        leaf = self.tree.oldest_leaf()
+        leaf = self.tree.oldest_leaf(self.pool.references(np.arange(self.pool.n_pages)) == 1)
         read = set(np.concatenate(self.readers).tolist()) if self.readers else set()
         candidates = {}
         for node in self.tree.nodes():
@@ -268,4 +268,4 @@ def test_only_what_is_locked_can_be_unlocked_and_only_free_leaves_evicted() -> N
     tree.lock(leaf)
     with pytest.raises(AssertionError, match="only an unlocked leaf"):
         tree.evict(leaf)
-    assert tree.oldest_leaf() is None
+    assert tree.oldest_leaf(np.ones(8, np.bool_)) is None

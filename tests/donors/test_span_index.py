@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import examples
 
-from semshare.donors.span_index import Span, SpanIndex, ngram_hashes
+from semshare.donors.span_index import Span, SpanIndex, longest_first, ngram_hashes
 from semshare.types import Ids
 
 NGRAM = 4
@@ -177,3 +177,58 @@ def test_hashes_are_the_same_in_every_process() -> None:
     ]
     assert found.tolist() == expected
     assert len(ngram_hashes(ids(1, 2), 3)) == 0
+
+
+def test_the_longest_span_keeps_all_of_its_tokens() -> None:
+    short, long, late = Span(0, 6, "a", 10), Span(4, 8, "b", 30), Span(11, 5, "c", 0)
+    assert longest_first([short, long, late], min_length=4) == [
+        Span(0, 4, "a", 10),
+        Span(4, 8, "b", 30),
+        Span(12, 4, "c", 1),
+    ]
+    assert longest_first([short, long, late], min_length=5) == [long]
+
+
+def test_the_first_of_equal_spans_wins_and_a_long_one_is_cut_by_none() -> None:
+    own, published = Span(3, 5, "own", 0), Span(3, 5, "published", 9)
+    assert longest_first([own, published], min_length=1) == [own]
+    assert longest_first([published, own], min_length=1) == [published]
+    around = Span(0, 12, "around", 40)
+    assert longest_first([own, around], min_length=1) == [around]
+    assert longest_first([], min_length=1) == []
+
+
+@examples(100)
+@given(
+    spans=st.lists(
+        st.builds(
+            Span,
+            st.integers(0, 30),
+            st.integers(1, 12),
+            st.sampled_from("ab"),
+            st.integers(0, 50),
+        ),
+        max_size=8,
+    ),
+    min_length=st.integers(1, 5),
+)
+def test_parts_of_spans_are_disjoint_long_enough_and_leave_nothing(
+    spans: list[Span], min_length: int
+) -> None:
+    def pairs(span: Span) -> set[tuple[int, str, int]]:
+        return {(span.start + i, span.donor, span.donor_start + i) for i in range(span.length)}
+
+    kept = longest_first(spans, min_length=min_length)
+    allowed = set().union(*map(pairs, spans))
+    end = 0
+    for span in kept:
+        assert span.start >= end
+        assert span.length >= min_length
+        assert pairs(span) <= allowed
+        end = span.start + span.length
+    covered = {token for span in kept for token, *_ in pairs(span)}
+    for span in spans:  # what is not covered is too short to be of use
+        run = 0
+        for token in range(span.start, span.start + span.length):
+            run = 0 if token in covered else run + 1
+            assert run < min_length

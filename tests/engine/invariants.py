@@ -9,7 +9,7 @@ import torch
 from running import PAGE, pool_for
 
 from semshare import SemShare
-from semshare.donors.library import Namespace
+from semshare.donors.namespace import Namespace
 from semshare.donors.prefix_tree import PrefixNode
 from semshare.engine.executor import Executor
 from semshare.engine.generation import Generation
@@ -43,6 +43,7 @@ def assert_consistent(engine: SemShare) -> None:
     assert_nobody_writes_what_another_reads(engine, live)
     for space in spaces(engine):
         assert_locked_by_its_donors(space)
+    assert_published_is_what_it_says(engine)
 
 
 def sequences_of(generation: Generation) -> list[KVSequence]:
@@ -65,6 +66,7 @@ def kept_pages(engine: SemShare) -> Iterator[np.ndarray]:
     for space in spaces(engine):
         yield from (node.pages for node in space.prefixes.nodes())
         yield from (donor.pages for donor in space.donors.values())
+    yield from (node.pages for node in engine.library.published.prefixes.nodes())
 
 
 def assert_nobody_writes_what_another_reads(engine: SemShare, live: Sequence[KVSequence]) -> None:
@@ -98,6 +100,20 @@ def assert_locked_by_its_donors(space: Namespace) -> None:
         for node in donor.node.path():
             expected[id(node)] += 1
     assert {id(node): node.locks for node in nodes} == expected
+
+
+def assert_published_is_what_it_says(engine: SemShare) -> None:
+    """The published space holds the published donors of all namespaces, and nothing else."""
+    published = engine.library.published
+    donors = [donor for space in spaces(engine) for donor in space.donors.values()]
+    assert published.donors == {donor.id: donor for donor in donors if donor.published}
+    nodes = published.prefixes.nodes()
+    expected = {id(node): 0 for node in nodes}
+    for donor in published.donors.values():
+        for node in donor.published_node.path():
+            expected[id(node)] += 1
+    assert {id(node): node.locks for node in nodes} == expected
+    assert 0 not in expected.values(), "something is published that is no donor's"
 
 
 def assert_may_run(several: Sequence[Rows]) -> None:
@@ -154,7 +170,7 @@ def assert_exact(engine: SemShare, ids: Ids, slots: Slots) -> None:
 def assert_all_that_is_kept_is_exact(engine: SemShare) -> None:
     """Walk every prefix tree and every donor, and account for every page."""
     assert_nothing_is_held(engine)
-    for space in spaces(engine):
+    for space in (*spaces(engine), engine.library.published):
         for node in space.prefixes.nodes():
             if not node.children:
                 path: list[PrefixNode] = list(node.path())[::-1]

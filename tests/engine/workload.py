@@ -120,13 +120,17 @@ class Workload:
     def call(self) -> None:
         """Something that is done between two steps, by another thread as it were."""
         engine, namespace = self.stepped.engine, self.any_of(NAMESPACES)
-        what = self.any_of(["remember", "remember", "score", "forget", "forget_all", "pending"])
+        what = self.any_of(
+            ["remember", "remember", "score", "publish", "forget", "forget_all", "pending"]
+        )
         try:
             if what == "remember":
                 engine.remember(self.prompt(), namespace=namespace)
             elif what == "score":
                 policy = self.any_of(self.policies)
                 engine.score(self.prompt(), "again", namespace=namespace, policy=policy)
+            elif what == "publish" and (donors := engine.donors(namespace=namespace)):
+                engine.publish(self.any_of(donors).id, namespace=namespace)
             elif what == "forget" and (donors := engine.donors(namespace=namespace)):
                 engine.forget(self.any_of(donors).id, namespace=namespace)
             elif what == "forget_all" and self.chance(0.3):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 
 from semshare.config import ReusePolicy
+from semshare.engine.limits import LimitsOf, unlimited
 from semshare.errors import NotFound, PromptTooLong
 from semshare.types import (
     Answer,
@@ -54,6 +56,8 @@ class FakeEngine:
     threads: set[str] = field(default_factory=set)
     given_up: int = 0
     kept: dict[tuple[str, str], DonorInfo] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    limits_of: LimitsOf = unlimited
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -76,8 +80,16 @@ class FakeEngine:
             raise PromptTooLong(tokens, self.max_context)
         return tokens
 
+    def limit(self, limits_of: LimitsOf) -> None:
+        self.limits_of = limits_of
+
     def remember(
-        self, prompt: Prompt, *, namespace: str = "default", pinned: bool = False
+        self,
+        prompt: Prompt,
+        *,
+        namespace: str = "default",
+        pinned: bool = False,
+        ttl_s: float | None = None,
     ) -> DonorInfo:
         self._begin("remember", prompt)
         tokens = self._length(prompt)
@@ -87,9 +99,47 @@ class FakeEngine:
             tokens=tokens,
             bytes=tokens * BYTES_PER_TOKEN,
             pinned=pinned,
+            expires=ttl_s,  # its clock stands at 0
         )
         self.kept[namespace, donor.id] = donor
+        self.texts[donor.id] = prompt if isinstance(prompt, str) else repr(prompt)
         return donor
+
+    def donor(self, donor_id: str, *, namespace: str = "default") -> DonorInfo:
+        self._begin("donor", donor_id)
+        return self._kept(donor_id, namespace)
+
+    def donor_text(self, donor_id: str, *, namespace: str = "default") -> str:
+        return self.texts[self._kept(donor_id, namespace).id]
+
+    def update_donor(
+        self,
+        donor_id: str,
+        *,
+        namespace: str = "default",
+        pinned: bool | None = None,
+        ttl_s: float | EllipsisType | None = ...,
+    ) -> DonorInfo:
+        self._begin("update_donor", {"pinned": pinned, "ttl_s": ttl_s})
+        donor = self._kept(donor_id, namespace)
+        donor = replace(
+            donor,
+            pinned=donor.pinned if pinned is None else pinned,
+            expires=donor.expires if isinstance(ttl_s, EllipsisType) else ttl_s,
+        )
+        self.kept[namespace, donor_id] = donor
+        return donor
+
+    def publish(self, donor_id: str, *, namespace: str = "default") -> DonorInfo:
+        self._begin("publish", donor_id)
+        donor = replace(self._kept(donor_id, namespace), published=True)
+        self.kept[namespace, donor_id] = donor
+        return donor
+
+    def _kept(self, donor_id: str, namespace: str) -> DonorInfo:
+        if (namespace, donor_id) not in self.kept:
+            raise NotFound(f"no donor {donor_id!r} in namespace {namespace!r}")
+        return self.kept[namespace, donor_id]
 
     def donors(self, *, namespace: str = "default") -> list[DonorInfo]:
         self._begin("donors", namespace)

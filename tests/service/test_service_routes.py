@@ -199,11 +199,15 @@ async def test_donors(client: TestClient, form: MediaType) -> None:
         "tokens": 9,
         "bytes": 900,
         "pinned": True,
+        "created": 0.0,
+        "last_used": 0.0,
+        "expires": None,
+        "published": False,
     }
     _, other = await exchange(client, "PUT", "/v1/donors", {"ids": [1, 2]}, form)
     assert (other["namespace"], other["tokens"]) == ("default", 2)
     _, listed = await exchange(client, "GET", "/v1/donors?namespace=a", form=form)
-    assert listed == {"object": "list", "data": [donor]}
+    assert listed == {"object": "list", "data": [donor], "has_more": False}
     _, gone = await exchange(client, "DELETE", "/v1/donors/d0?namespace=a", form=form)
     assert gone == {"id": "d0", "object": "donor", "deleted": True}
     _, listed = await exchange(client, "GET", "/v1/donors?namespace=a", form=form)

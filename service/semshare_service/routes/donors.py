@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from aiohttp import web
 
+from semshare.errors import NotFound
 from semshare.types import DonorInfo
 from semshare_service.context import run, tenant_of
+from semshare_service.donor_schemas import DonorChanges, DonorListQuery, PublishQuery
 from semshare_service.engine import Engine
+from semshare_service.errors import PermissionDenied
 from semshare_service.exchange import read_body
 from semshare_service.replies import Body, donor_body, list_body, match_body
 from semshare_service.schemas import DonorRequest, MatchRequest, NamespaceFields
@@ -25,7 +29,9 @@ async def remember(request: web.Request) -> web.Response:
     space = tenant.space(fields.namespace)
 
     def operation(engine: Engine, _: Abandoned) -> Body:
-        donor = engine.remember(fields.prompt(), namespace=space, pinned=fields.pinned)
+        donor = engine.remember(
+            fields.prompt(), namespace=space, pinned=fields.pinned, ttl_s=fields.ttl_s
+        )
         return _told(donor, tenant)
 
     return await run(request, operation)
@@ -33,12 +39,73 @@ async def remember(request: web.Request) -> web.Response:
 
 @routes.get("/v1/donors")
 async def donors(request: web.Request) -> web.Response:
-    """The donors of one namespace."""
-    tenant = tenant_of(request)
+    """The donors of one namespace, oldest first, a page at a time."""
+    query, tenant = DonorListQuery.parse(request.query), tenant_of(request)
+    space = tenant.space(query.namespace)
+
+    def operation(engine: Engine, _: Abandoned) -> Body:
+        found = engine.donors(namespace=space)
+        start = 0 if query.after is None else _place_after(found, query.after)
+        page = found[start : start + query.limit]
+        has_more = start + query.limit < len(found)
+        return list_body([_told(donor, tenant) for donor in page]) | {"has_more": has_more}
+
+    return await run(request, operation)
+
+
+def _place_after(donors: Sequence[DonorInfo], donor_id: str) -> int:
+    for place, donor in enumerate(donors, 1):
+        if donor.id == donor_id:
+            return place
+    raise NotFound(
+        f"after is {donor_id!r}, which is no donor of this namespace (any more): list from the "
+        "beginning"
+    )
+
+
+@routes.get("/v1/donors/{id}")
+async def donor(request: web.Request) -> web.Response:
+    """One donor, with its text."""
+    tenant, donor_id = tenant_of(request), request.match_info["id"]
     space = tenant.space(NamespaceFields.parse(request.query).namespace)
 
     def operation(engine: Engine, _: Abandoned) -> Body:
-        return list_body([_told(donor, tenant) for donor in engine.donors(namespace=space)])
+        told = _told(engine.donor(donor_id, namespace=space), tenant)
+        return told | {"text": engine.donor_text(donor_id, namespace=space)}
+
+    return await run(request, operation)
+
+
+@routes.patch("/v1/donors/{id}")
+async def change(request: web.Request) -> web.Response:
+    """Pin a donor or not, and give it seconds to live or none."""
+    tenant, donor_id = tenant_of(request), request.match_info["id"]
+    space = tenant.space(NamespaceFields.parse(request.query).namespace)
+    changes = DonorChanges.parse(await read_body(request))
+
+    def operation(engine: Engine, _: Abandoned) -> Body:
+        changed = engine.update_donor(
+            donor_id, namespace=space, pinned=changes.pinned, ttl_s=changes.time_to_live()
+        )
+        return _told(changed, tenant)
+
+    return await run(request, operation)
+
+
+@routes.post("/v1/donors/{id}/publish")
+async def publish(request: web.Request) -> web.Response:
+    """Let the requests of all tenants find a donor; only operators may."""
+    asking, donor_id = tenant_of(request), request.match_info["id"]
+    if not asking.operator:
+        raise PermissionDenied(
+            "only an operator's key may publish a donor: ask one, or set operator for this tenant"
+        )
+    query = PublishQuery.parse(request.query)
+    owner = asking if query.tenant is None else Tenant(query.tenant)
+    space = owner.space(query.namespace)
+
+    def operation(engine: Engine, _: Abandoned) -> Body:
+        return _told(engine.publish(donor_id, namespace=space), owner)
 
     return await run(request, operation)
 
