@@ -138,12 +138,14 @@ class Contract:
               for a connection that is dropped without an answer.
     events:   in place of a stream's own; `[DONE]` is not added to these.
     hold:     while it is set to an event, a stream waits for that after its first event.
+    drop:     whether a stream's connection is dropped after its first event.
     left:     set when a client has hung up in the middle of a stream.
     """
 
     refusals: deque[tuple[int, dict[str, str]] | None] = field(default_factory=deque)
     events: list[str] | None = None
     hold: asyncio.Event | None = None
+    drop: bool = False
     left: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[Seen] = field(default_factory=list)
 
@@ -231,6 +233,9 @@ class Contract:
                 await response.write(f"data: {event}\n\n".encode())
                 if self.hold is not None:
                     await self.hold.wait()
+                if self.drop:
+                    assert request.transport is not None
+                    request.transport.abort()
         except (ConnectionResetError, asyncio.CancelledError):
             self.left.set()
             raise

@@ -145,11 +145,13 @@ async def test_no_connection_no_harm(waits: Waits, name: str) -> None:
 
 
 async def test_an_upload_is_sent_once(contract: Contract, url: str, waits: Waits) -> None:
-    contract.refusals.append(BUSY)  # the bytes may be gone
+    contract.refusals.extend([BUSY, DROPPED])  # the bytes may be gone
     async with AsyncClient(url, retries=waits.policy()) as client:
         with pytest.raises(QueueFull):
             await client.upload_kv([b"kv"])
-    assert (len(contract.seen), waits.seconds) == (1, [])
+        with pytest.raises(ServiceUnavailable):
+            await client.upload_kv([b"kv"])
+    assert ([seen.path[:6] for seen in contract.seen], waits.seconds) == (["/v1/kv"] * 2, [])
 
 
 @given(

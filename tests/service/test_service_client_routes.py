@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from aiohttp.test_utils import TestServer
 from contract_app import KV, PIECES, REQUEST, REUSE, Contract, listening
 
 from semshare.config import ReusePolicy
@@ -188,6 +191,29 @@ async def test_connections_are_bounded_and_used_again(contract: Contract, url: s
     async with AsyncClient(url, max_connections=2) as client:
         await asyncio.gather(*(client.health() for _ in range(8)))
     assert len({seen.connection for seen in contract.seen}) <= 2
+
+
+async def test_tls(contract: Contract, tmp_path: Path) -> None:
+    """The client trusts the authority it is given, and shows its own certificate when asked."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    ca_file, own_file = tmp_path / "ca.pem", tmp_path / "own.pem"
+    authority.cert_pem.write_to_path(ca_file)
+    own = authority.issue_cert("client@example.org")
+    own.private_key_and_cert_chain_pem.write_to_path(own_file)
+    server = TestServer(contract.app(), scheme="https")
+    await server.start_server(ssl=context)
+    url = str(server.make_url("/"))
+    async with AsyncClient(url, tls=TLS(ca_file, certificate_file=own_file)) as client:
+        assert (await client.health()).status == "ok"
+    async with AsyncClient(url) as client:
+        with pytest.raises(ServiceUnavailable, match="certificate"):
+            await client.health()
+    await server.close()
+    assert len(contract.seen) == 1
 
 
 def test_tls_files_that_can_t_be_used(tmp_path: Path) -> None:

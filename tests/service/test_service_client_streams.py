@@ -151,6 +151,16 @@ async def test_an_error_in_the_middle_is_raised_after_what_came_before(
             await anext(pieces)
 
 
+async def test_a_connection_that_breaks_in_the_middle(contract: Contract, url: str) -> None:
+    contract.drop = True
+    async with AsyncClient(url) as client:
+        pieces = aiter(client.stream("The ferry"))
+        assert (await anext(pieces)).text == "one"
+        with pytest.raises(ServiceUnavailable, match="in the middle of an answer"):
+            await anext(pieces)
+    assert len(contract.seen) == 1  # and is not asked again
+
+
 @pytest.mark.parametrize(
     ("events", "error", "message"),
     [

@@ -43,16 +43,18 @@ class LoopThread:
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
         """The items of an asynchronous iterator, which is closed where the loop over it ends."""
-        try:
-            while True:
-                try:
-                    item = self.run(_next(items))
-                except StopAsyncIteration:
-                    return
+        while True:
+            try:
+                item = self.run(_next(items))
+            except StopAsyncIteration:
+                return
+            try:
                 yield item
-        finally:
-            if isinstance(items, AsyncGenerator) and not self._loop.is_closed():
-                self.run(_closed(items))
+            except GeneratorExit:
+                if isinstance(items, AsyncGenerator) and not self._loop.is_closed():
+                    # Not waited for: at the program's end the thread may not run any more.
+                    asyncio.run_coroutine_threadsafe(_closed(items), self._loop)
+                raise
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
         """End what runs, then run `last`, then end the thread. Closing again does nothing."""

@@ -88,7 +88,8 @@ class Transport:
 
     A request is sent again only where that can do no harm: no connection was made; the service
     refused it with 429 or 503 and `Retry-After`, which it says before it begins anything; or the
-    connection broke and the call is `repeatable`.
+    connection broke and the call `is_repeatable`. The bytes of an upload can be read once, so it is
+    sent once.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class Transport:
                 return await self._try(call, read)
             except Refused as refused:
                 wait_s = retries.wait_s(tries, retries.clock() - began, refused.retry_after_s)
-                if wait_s is None:
+                if wait_s is None or call.upload is not None:
                     raise refused.error from refused.__cause__
             await retries.sleep(wait_s)
 
@@ -182,7 +183,7 @@ class Transport:
                 raise Refused(self._unreachable(error)) from error
             raise self._unreachable(error) from error
         failure = error_of(reply)
-        if reply.status in _REFUSALS and reply.retry_after_s is not None and call.upload is None:
+        if reply.status in _REFUSALS and reply.retry_after_s is not None:
             raise Refused(failure, reply.retry_after_s)
         raise failure
 
