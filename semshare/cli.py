@@ -1,8 +1,8 @@
 """The `semshare` command. With `--json` the last line of standard output is one JSON record.
 
 What a person should know besides goes to standard error. A `SemShareError` is a message there
-and exit code 2. Models and services are imported by the commands that use them, so that
-`semshare --help` answers at once.
+and exit code 2; what asks a service has one more (`cli_client`). Models and services are imported
+by the commands that use them, so that `semshare --help` answers at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semshare.cli_bench import bench
+from semshare.cli_client import ApiKey, complete_remotely, donor_commands, match, summary
 from semshare.cli_eval import evaluate
 from semshare.cli_keys import keys
 from semshare.cli_options import (
@@ -36,9 +37,10 @@ from semshare.cli_options import (
     read_prompt,
 )
 from semshare.cli_output import emit, print_rows, say, show, starting
-from semshare.errors import SemShareError
+from semshare.cli_top import top
+from semshare.errors import InvalidRequest, SemShareError
 from semshare.evaluation.progress import load_engine, status_line
-from semshare.types import DonorInfo
+from semshare.types import DonorInfo, GenerateOptions
 
 if TYPE_CHECKING:
     from semshare import SemShare
@@ -54,10 +56,16 @@ app.add_typer(bench, name="bench")
 app.add_typer(evaluate, name="eval")
 app.add_typer(kernels, name="kernels")
 app.add_typer(keys, name="keys")
+app.add_typer(donor_commands, name="donors")
+app.command()(match)
+app.command()(top)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 1 something is missing, 2 an error that was explained."""
+    """Run the command and exit.
+
+    0 done, 1 something is missing, 2 an error that was explained, 3 no answer of a service for now.
+    """
     try:
         app(args=arguments)
     except SemShareError as error:
@@ -111,25 +119,44 @@ def complete(
     model: Model = "smollm2",
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    url: Annotated[
+        str | None,
+        typer.Option(help="A running service, which answers from its own donors and model."),
+    ] = None,
+    api_key: ApiKey = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="With --url: part of the tenant's donors.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
-    """Answer a prompt, reusing the KV of the donors that are given."""
+    """Answer a prompt, reusing the KV of the donors that are given, or of a running service's."""
+    options: GenerateOptions = {
+        "max_tokens": max_tokens,
+        "policy": parse_policy(mode, policy),
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or (),
+    }
+    wanted = as_prompt(read_prompt(prompt), chat)
+    if url is not None:
+        if donor or (model, device, dtype) != ("smollm2", "cpu", "auto"):
+            raise InvalidRequest(
+                "--donor, --model, --device and --dtype are of a model loaded here, a service has "
+                "its own: leave out --url, or give it donors with `semshare donors put`"
+            )
+        if namespace is not None:
+            options["namespace"] = namespace
+        complete_remotely(wanted, options, url=url, api_key=api_key, json_output=json_output)
+        return
+    if namespace is not None or api_key is not None:
+        raise InvalidRequest("--namespace and --api-key are for a running service: add --url")
     from semshare_service.replies import provenance_body  # noqa: PLC0415 - see above
 
-    reuse = parse_policy(mode, policy)
-    wanted = as_prompt(read_prompt(prompt), chat)
     engine, donors = _engine_with_donors(model, device, dtype, donor, chat)
     answer = None
-    for delta in engine.stream(
-        wanted,
-        max_tokens=max_tokens,
-        policy=reuse,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        stop=stop or (),
-    ):
+    for delta in engine.stream(wanted, **options):
         answer = delta.answer
         if not json_output:
             typer.echo(delta.text, nl=False)
@@ -149,8 +176,7 @@ def complete(
         emit(record)
         return
     typer.echo()
-    counts = ", ".join(f"{count} {name}" for name, count in record["tokens"].items() if count)
-    say(f"{answer.timings.ttft_s * 1000:.0f} ms to the first token; prompt: {counts}")
+    say(summary(answer.timings.ttft_s, record["tokens"]))
 
 
 @app.command()

@@ -25,6 +25,13 @@ def print_plan(
     """
     console.print(token_map(record["spans"], texts, coloured=console.is_terminal))
     console.print()
+    print_counts(console, record, donor_names)
+
+
+def print_counts(
+    console: Console, record: Mapping[str, Any], donor_names: Mapping[str, str]
+) -> None:
+    """Print what a plan comes to: tokens by source and by donor; arguments as of `print_plan`."""
     tokens = record["prompt_tokens"]
     for source, count in record["tokens"].items():
         if count:

@@ -39,8 +39,8 @@ from semshare.errors import InvalidRequest
 
 ENV_PREFIX = "SEMSHARE_"
 CONFIG_VARIABLE = "SEMSHARE_CONFIG"
-# Read elsewhere: by the kernels, and by the evaluation. A shell that sets them still serves.
-_NOT_SETTINGS = frozenset(("SEMSHARE_NATIVE", "SEMSHARE_DATA"))
+# Read elsewhere: by kernels, evaluation and clients. A shell that sets them still serves.
+_NOT_SETTINGS = frozenset(("SEMSHARE_NATIVE", "SEMSHARE_DATA", "SEMSHARE_API_KEY"))
 # What Kubernetes puts into every container beside a Service called semshare or semshare-….
 _SERVICE_LINK = re.compile(
     r"SEMSHARE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"

@@ -20,7 +20,13 @@ from semshare.config import ReusePolicy
 from semshare.errors import InvalidPolicy, NotFound, PoolExhausted, PromptTooLong
 from semshare.types import DonorInfo, Timings
 from semshare_service.app import create_app
-from semshare_service.client import AsyncClient, Client, CompletionChoice, NamedLogprob
+from semshare_service.client import (
+    NO_RETRIES,
+    AsyncClient,
+    Client,
+    CompletionChoice,
+    NamedLogprob,
+)
 from semshare_service.errors import (
     InvalidParameter,
     QueueFull,
@@ -31,7 +37,6 @@ from semshare_service.errors import (
 from semshare_service.settings import ServiceSettings
 
 HELLO = [{"role": "user", "content": "hello"}, {"role": "user", "content": "you"}]
-METHODS = ("complete", "chat", "remember", "donors", "forget", "match", "health", "ready")
 
 
 class Threaded:
@@ -200,7 +205,7 @@ def _policy_of_the_future() -> ReusePolicy:
 
 async def test_a_full_queue(make: Any, engine: FakeEngine) -> None:
     async with running(engine, queue_limit=1) as client:
-        caller = make(url_of(client))
+        caller = make(url_of(client), retries=NO_RETRIES)
         engine.hold.clear()
         first = asyncio.create_task(caller.complete("a"))
         await entered(engine)
@@ -235,7 +240,7 @@ async def test_a_time_out_of_the_client(make: Any, client: TestClient, engine: F
 async def test_nobody_listens(make: Any) -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
-        caller = make(f"http://127.0.0.1:{taken.getsockname()[1]}/")
+        caller = make(f"http://127.0.0.1:{taken.getsockname()[1]}/", retries=NO_RETRIES)
         with pytest.raises(ServiceUnavailable, match="semshare serve"):
             await caller.health()
         await caller.close()
@@ -250,7 +255,7 @@ async def test_a_model_that_loads_is_an_answer(make: Any, engine: FakeEngine) ->
 
     app = create_app(load, ServiceSettings(shutdown_timeout_s=10))
     async with TestServer(app) as server:
-        caller = make(str(server.make_url("/")))
+        caller = make(str(server.make_url("/")), retries=NO_RETRIES)
         ready = await caller.ready()
         assert (ready.ready, ready.status) == (False, "loading")
         with pytest.raises(ServiceUnavailable) as caught:
@@ -292,13 +297,20 @@ def test_an_unknown_wire_is_refused() -> None:
 
 def test_both_clients_have_the_same_methods() -> None:
     public = [
-        {name for name in vars(kind) if not name.startswith("_")} - {"send"}
+        {name: inspect.signature(method) for name, method in vars(kind).items() if name[0] != "_"}
         for kind in (Client, AsyncClient)
     ]
-    assert public[0] == public[1] == {*METHODS, "close"}
-    for name in METHODS:
-        signatures = [inspect.signature(getattr(kind, name)) for kind in (Client, AsyncClient)]
-        assert signatures[0] == signatures[1], name
+    assert public[0].keys() == public[1].keys() >= {"complete", "stream", "donors", "close"}
+    for name, signature in public[0].items():
+        assert signature.parameters == public[1][name].parameters, name
+        assert _returned(signature) == _returned(public[1][name]), name
+    constructors = [inspect.signature(kind) for kind in (Client, AsyncClient)]
+    assert constructors[0] == constructors[1]
+
+
+def _returned(signature: inspect.Signature) -> str:
+    """`AsyncIterator[…]`, `AsyncKVHandle` … stand for the same without `Async`."""
+    return str(signature.return_annotation).replace("Async", "")
 
 
 async def test_the_async_client_is_a_context_manager(client: TestClient) -> None:

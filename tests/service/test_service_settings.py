@@ -96,7 +96,7 @@ def test_service_links_of_kubernetes_are_no_settings(
     assert settings.port == 7
 
 
-@pytest.mark.parametrize("name", ["SEMSHARE_DATA", "SEMSHARE_NATIVE"])
+@pytest.mark.parametrize("name", ["SEMSHARE_API_KEY", "SEMSHARE_DATA", "SEMSHARE_NATIVE"])
 def test_variables_that_others_read_are_no_settings(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

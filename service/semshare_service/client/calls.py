@@ -1,17 +1,34 @@
-"""What each method of a client sends, and how its answer is read: shared by both clients."""
+"""What each method of a client sends, and what reads its answer: shared by both clients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from enum import Enum
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import numpy as np
 
 from semshare.config import ReusePolicy
-from semshare.errors import SemShareError
 from semshare.types import ChatMessage, DonorInfo, GenerateOptions, Prompt
+from semshare_service.client.call import KV_MEDIA_TYPE, Call
+from semshare_service.client.records import (
+    DonorPage,
+    DonorText,
+    InspectedRequest,
+    Inspection,
+    ModelInfo,
+    Prefilled,
+    RequestRecord,
+    parse_donor_page,
+    parse_donor_text,
+    parse_inspected_request,
+    parse_inspection,
+    parse_models,
+    parse_prefilled,
+    parse_requests,
+)
 from semshare_service.client.results import (
     Completion,
     Health,
@@ -19,15 +36,11 @@ from semshare_service.client.results import (
     Readiness,
     parse_completion,
     parse_donor,
-    parse_donors,
     parse_health,
     parse_match,
     parse_readiness,
 )
-from semshare_service.errors import ServiceError, error_from_reply
-from semshare_service.wire import MediaType, decode, request_media_type
-
-T = TypeVar("T")
+from semshare_service.wire import MediaType
 
 
 class GenerationOptions(GenerateOptions, total=False):
@@ -39,15 +52,13 @@ class GenerationOptions(GenerateOptions, total=False):
     model: str
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One request and the reading of its answer. `path` carries the query."""
+class Unchanged(Enum):
+    """Stands for a field that an update leaves as it is, where None means something else."""
 
-    method: str
-    path: str
-    parse: Callable[[Mapping[str, Any]], T]
-    body: dict[str, Any] | None = None
-    answers: tuple[int, ...] = (200,)  # statuses whose body `parse` reads
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
 
 
 def complete(prompt: str | Sequence[int], options: Mapping[str, Any]) -> Call[Completion]:
@@ -67,67 +78,151 @@ def chat(messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> Call[Co
     return Call("POST", "/v1/chat/completions", parse_completion, body)
 
 
-def remember(prompt: Prompt, *, namespace: str, pinned: bool) -> Call[DonorInfo]:
+def streamed(call: Call[Completion]) -> Call[Completion]:
+    """The same with its answer as server-sent events."""
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    # JSON for errors, which come in place of a stream.
+    accept = f"text/event-stream, {MediaType.JSON.value};q=0.9"
+    return replace(call, body={**(call.body or {}), **options}, accept=accept)
+
+
+def remember(
+    prompt: Prompt, *, namespace: str, pinned: bool, ttl_s: float | None
+) -> Call[DonorInfo]:
     """`PUT /v1/donors`."""
     body = {**_prompt_fields(prompt), "namespace": namespace, "pinned": pinned}
-    return Call("PUT", "/v1/donors", parse_donor, body)
+    if ttl_s is not None:
+        body["ttl_s"] = ttl_s
+    return Call("PUT", "/v1/donors", parse_donor, body, is_repeatable=True)
 
 
-def donors(*, namespace: str) -> Call[list[DonorInfo]]:
+def donors(*, namespace: str, limit: int | None, after: str | None) -> Call[DonorPage]:
     """`GET /v1/donors`."""
-    return Call("GET", f"/v1/donors?{urlencode({'namespace': namespace})}", parse_donors)
+    path = _path("v1", "donors", namespace=namespace, limit=limit, after=after)
+    return Call("GET", path, parse_donor_page, is_repeatable=True)
+
+
+def donor(donor_id: str, *, namespace: str) -> Call[DonorText]:
+    """`GET /v1/donors/{id}`."""
+    path = _path("v1", "donors", donor_id, namespace=namespace)
+    return Call("GET", path, parse_donor_text, is_repeatable=True)
+
+
+def update_donor(
+    donor_id: str, *, namespace: str, pinned: bool | None, ttl_s: float | Unchanged | None
+) -> Call[DonorInfo]:
+    """`PATCH /v1/donors/{id}`."""
+    body: dict[str, Any] = {} if pinned is None else {"pinned": pinned}
+    if ttl_s is not UNCHANGED:
+        body["ttl_s"] = ttl_s
+    path = _path("v1", "donors", donor_id, namespace=namespace)
+    return Call("PATCH", path, parse_donor, body, is_repeatable=True)
 
 
 def forget(donor_id: str, *, namespace: str) -> Call[None]:
     """`DELETE /v1/donors/{id}`."""
-    query = urlencode({"namespace": namespace})
-    return Call("DELETE", f"/v1/donors/{quote(donor_id, safe='')}?{query}", lambda _: None)
+    path = _path("v1", "donors", donor_id, namespace=namespace)
+    return Call("DELETE", path, _nothing, is_repeatable=True)
+
+
+def publish_donor(donor_id: str, *, namespace: str, tenant: str | None) -> Call[DonorInfo]:
+    """`POST /v1/donors/{id}/publish`."""
+    path = _path("v1", "donors", donor_id, "publish", namespace=namespace, tenant=tenant)
+    return Call("POST", path, parse_donor)
 
 
 def match(prompt: Prompt, *, policy: ReusePolicy | None, namespace: str) -> Call[Match]:
     """`POST /v1/match`."""
-    extension = {"namespace": namespace, **({} if policy is None else asdict(policy))}
-    body = {**_prompt_fields(prompt), "semshare": extension}
-    return Call("POST", "/v1/match", parse_match, body)
+    body = _matched_fields(prompt, policy, namespace)
+    return Call("POST", "/v1/match", parse_match, body, is_repeatable=True)
+
+
+def inspect(prompt: Prompt, *, policy: ReusePolicy | None, namespace: str) -> Call[Inspection]:
+    """`POST /v1/inspect`."""
+    body = _matched_fields(prompt, policy, namespace)
+    return Call("POST", "/v1/inspect", parse_inspection, body, is_repeatable=True)
+
+
+def prefill(
+    prompt: Prompt, *, policy: ReusePolicy | None, namespace: str, ttl_s: float | None
+) -> Call[Prefilled]:
+    """`POST /v1/prefill`."""
+    body = _matched_fields(prompt, policy, namespace)
+    if ttl_s is not None:
+        body["ttl_s"] = ttl_s
+    return Call("POST", "/v1/prefill", parse_prefilled, body)
+
+
+def download_kv(handle: str) -> Call[None]:
+    """`GET /v1/kv/{handle}`, a stream of bytes."""
+    # JSON for errors, which come in place of a stream.
+    accept = f"{KV_MEDIA_TYPE}, {MediaType.JSON.value};q=0.9"
+    return Call("GET", _path("v1", "kv", handle), _nothing, accept=accept, is_repeatable=True)
+
+
+def upload_kv(
+    chunks: AsyncIterator[bytes], *, namespace: str, pinned: bool, ttl_s: float | None
+) -> Call[DonorInfo]:
+    """`PUT /v1/kv`."""
+    path = _path("v1", "kv", namespace=namespace, pinned=str(pinned).lower(), ttl_s=ttl_s)
+    return Call("PUT", path, parse_donor, upload=chunks)
+
+
+def release(handle: str) -> Call[None]:
+    """`DELETE /v1/kv/{handle}`."""
+    return Call("DELETE", _path("v1", "kv", handle), _nothing, is_repeatable=True)
+
+
+def models() -> Call[tuple[ModelInfo, ...]]:
+    """`GET /v1/models`."""
+    return Call("GET", "/v1/models", parse_models, is_repeatable=True)
+
+
+def stats() -> Call[dict[str, Any]]:
+    """`GET /v1/stats`."""
+    return Call("GET", "/v1/stats", dict, is_repeatable=True)
+
+
+def requests(*, limit: int | None) -> Call[tuple[RequestRecord, ...]]:
+    """`GET /v1/requests`."""
+    return Call("GET", _path("v1", "requests", limit=limit), parse_requests, is_repeatable=True)
+
+
+def request(request_id: str) -> Call[InspectedRequest]:
+    """`GET /v1/requests/{id}`."""
+    path = _path("v1", "requests", request_id)
+    return Call("GET", path, parse_inspected_request, is_repeatable=True)
+
+
+def metrics() -> Call[None]:
+    """`GET /metrics`, a text."""
+    return Call("GET", "/metrics", _nothing, accept="text/plain, */*;q=0.1", is_repeatable=True)
 
 
 def health() -> Call[Health]:
     """`GET /health`."""
-    return Call("GET", "/health", parse_health)
+    return Call("GET", "/health", parse_health, is_repeatable=True)
 
 
 def ready() -> Call[Readiness]:
     """`GET /ready`; not being ready is an answer, not an error."""
-    return Call("GET", "/ready", parse_readiness, answers=(200, 503))
+    return Call("GET", "/ready", parse_readiness, answers=(200, 503), is_repeatable=True)
 
 
-def read_reply(
-    call: Call[T], *, status: int, content_type: str | None, retry_after: str | None, body: bytes
-) -> T:
-    """What `call` returns, or the exception that the service's answer stands for."""
-    try:
-        value = decode(body, request_media_type(content_type))
-    except SemShareError:
-        value = None  # not ours: `error_from_reply` says so
-    if status in call.answers and isinstance(value, Mapping) and "error" not in value:
-        try:
-            return call.parse(value)
-        except (KeyError, TypeError, IndexError) as error:
-            raise ServiceError(
-                f"the answer of {call.path.partition('?')[0]} is not of the form this client "
-                f"reads ({error}): use a client of the service's version",
-                status=status,
-            ) from None
-    delay = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
-    raise error_from_reply(status, value, retry_after_s=delay)
+def _nothing(_: Mapping[str, Any]) -> None:
+    """Of an answer that says no more than that it is done."""
 
 
-def media_type(name: str) -> MediaType:
-    """`"json"` or `"msgpack"` as the form it names."""
-    try:
-        return MediaType[name.upper()]
-    except KeyError:
-        raise ServiceError(f"wire is {name!r}: choose 'msgpack' or 'json'") from None
+def _path(*parts: str, **query: str | float | None) -> str:
+    """A path, with the query's fields that are not None."""
+    given = urlencode({name: value for name, value in query.items() if value is not None})
+    path = "".join(f"/{quote(part, safe='')}" for part in parts)
+    return f"{path}?{given}" if given else path
+
+
+def _matched_fields(prompt: Prompt, policy: ReusePolicy | None, namespace: str) -> dict[str, Any]:
+    extension = {"namespace": namespace, **({} if policy is None else asdict(policy))}
+    return {**_prompt_fields(prompt), "semshare": extension}
 
 
 def _generation_fields(options: Mapping[str, Any]) -> dict[str, Any]:

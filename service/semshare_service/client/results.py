@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,6 +54,16 @@ class CompletionChoice:
     text: str
     finish_reason: FinishReason
     logprobs: tuple[NamedLogprob, ...]  # one for each token; empty where not asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a streamed answer, as soon as it is there."""
+
+    text: str
+    index: int  # of the continuation it goes on with
+    finish_reason: FinishReason | None  # of the continuation's last piece
+    logprobs: tuple[NamedLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +123,23 @@ class Readiness:
 
 def parse_completion(body: Mapping[str, Any]) -> Completion:
     """From the body of either completion route."""
+    return assemble_completion(body, [_parse_choice(choice) for choice in body["choices"]])
+
+
+def assemble_completion(body: Mapping[str, Any], choices: Sequence[CompletionChoice]) -> Completion:
+    """The answer whose `id`, `model`, `usage` and `semshare` are those of `body`."""
     usage, extension = body["usage"], body["semshare"]
-    choices = tuple(_parse_choice(choice) for choice in body["choices"])
     timings = {field.name: extension["timings"][field.name] for field in fields(Timings)}
     return Completion(
         id=body["id"],
         model=body["model"],
         text=choices[0].text,
         finish_reason=choices[0].finish_reason,
-        choices=choices,
+        choices=tuple(choices),
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
         cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
-        reuse=Reuse(
-            mode=extension["mode"],
-            exact=extension["exact"],
-            fallback=extension["fallback"],
-            retained=extension["retained"],
-            repaired_after=extension["repaired_after"],
-            compute_fraction=extension["compute_fraction"],
-            tokens=extension["tokens"],
-            spans=_parse_runs(extension["spans"]),
-        ),
+        reuse=parse_reuse(extension),
         queue_s=extension["timings"]["queue_s"],
         timings=Timings(**timings),
         remembered=extension["remembered"],
@@ -142,12 +147,26 @@ def parse_completion(body: Mapping[str, Any]) -> Completion:
     )
 
 
-def _parse_choice(choice: Mapping[str, Any]) -> CompletionChoice:
-    found = choice["logprobs"]
+def parse_reuse(body: Mapping[str, Any]) -> Reuse:
+    """From the field `semshare` of an answer."""
+    return Reuse(
+        mode=body["mode"],
+        exact=body["exact"],
+        fallback=body["fallback"],
+        retained=body["retained"],
+        repaired_after=body["repaired_after"],
+        compute_fraction=body["compute_fraction"],
+        tokens=body["tokens"],
+        spans=_parse_runs(body["spans"]),
+    )
+
+
+def parse_logprobs(found: Mapping[str, Any] | None) -> tuple[NamedLogprob, ...]:
+    """From the field `logprobs` of a choice, of a chat's or a completion's."""
     if found is None:
-        logprobs: tuple[NamedLogprob, ...] = ()
-    elif "content" in found:  # of a chat
-        logprobs = tuple(
+        return ()
+    if "content" in found:  # of a chat
+        return tuple(
             NamedLogprob(
                 entry["token"],
                 entry["logprob"],
@@ -155,16 +174,30 @@ def _parse_choice(choice: Mapping[str, Any]) -> CompletionChoice:
             )
             for entry in found["content"]
         )
-    else:
-        columns = found["tokens"], found["token_logprobs"], found["top_logprobs"]
-        logprobs = tuple(
-            NamedLogprob(token, logprob, tuple(top.items()))
-            for token, logprob, top in zip(*columns, strict=True)
-        )
+    columns = found["tokens"], found["token_logprobs"], found["top_logprobs"]
+    return tuple(
+        NamedLogprob(token, logprob, tuple(top.items()))
+        for token, logprob, top in zip(*columns, strict=True)
+    )
+
+
+def parse_pieces(chunk: Mapping[str, Any]) -> list[Piece]:
+    """What a streamed chunk, of either route, adds to the answer; empty deltas left out."""
+    pieces = []
+    for choice in chunk["choices"]:
+        text = choice["delta"].get("content") if "delta" in choice else choice["text"]
+        reason = choice["finish_reason"]
+        logprobs = parse_logprobs(choice.get("logprobs"))
+        if text or reason or logprobs:
+            pieces.append(Piece(text or "", choice["index"], reason, logprobs))
+    return pieces
+
+
+def _parse_choice(choice: Mapping[str, Any]) -> CompletionChoice:
     return CompletionChoice(
         text=choice["message"]["content"] if "message" in choice else choice["text"],
         finish_reason=choice["finish_reason"],
-        logprobs=logprobs,
+        logprobs=parse_logprobs(choice["logprobs"]),
     )
 
 
@@ -182,11 +215,6 @@ def parse_match(body: Mapping[str, Any]) -> Match:
 def parse_donor(body: Mapping[str, Any]) -> DonorInfo:
     """From one donor's body."""
     return DonorInfo(**{field.name: body[field.name] for field in fields(DonorInfo)})
-
-
-def parse_donors(body: Mapping[str, Any]) -> list[DonorInfo]:
-    """From the body of `GET /v1/donors`."""
-    return [parse_donor(item) for item in body["data"]]
 
 
 def parse_health(body: Mapping[str, Any]) -> Health:
