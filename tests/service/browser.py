@@ -82,13 +82,19 @@ class Page:
             )
 
     async def point_at(self, selector: str) -> None:
-        x, y = await self.get(
-            f"(() => {{ const found = document.querySelector({json.dumps(selector)}); "
-            "found.scrollIntoView({ block: 'center', behavior: 'instant' }); "
-            "const box = found.getClientRects()[0]; "
-            "return [box.left + box.width / 2, box.top + box.height / 2]; })()"
-        )
-        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        """Move the pointer until it is over an element: what is above it may still be filling."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                x, y = await self.get(
+                    f"(() => {{ const found = {element}; "
+                    "found.scrollIntoView({ block: 'center', behavior: 'instant' }); "
+                    "const box = found.getClientRects()[0]; "
+                    "return [box.left + box.width / 2, box.top + box.height / 2]; })()"
+                )
+                await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+                if await self.get(f"{element}.matches(':hover')"):
+                    return
 
     async def look(self, width: int, *, dark: bool = False, height: int = 900) -> None:
         """Set the size in CSS pixels, and the scheme that the user prefers."""

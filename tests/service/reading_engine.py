@@ -39,7 +39,7 @@ class ReadingEngine(FakeEngine):
     """
 
     words: list[str] = field(default_factory=list)
-    texts: dict[str, np.ndarray] = field(default_factory=dict)
+    ids_of: dict[str, np.ndarray] = field(default_factory=dict)
     running_bytes: int = 0
 
     def encode(self, prompt: Prompt) -> np.ndarray:
@@ -55,19 +55,27 @@ class ReadingEngine(FakeEngine):
         return self.words[token_id].encode()
 
     def remember(
-        self, prompt: Prompt, *, namespace: str = "default", pinned: bool = False
+        self,
+        prompt: Prompt,
+        *,
+        namespace: str = "default",
+        pinned: bool = False,
+        ttl_s: float | None = None,
     ) -> DonorInfo:
         self._begin("remember", prompt)
         ids = self.encode(prompt)
-        name = f"donor-{len(self.texts):024x}"
-        info = DonorInfo(name, namespace, len(ids), len(ids) * BYTES_PER_TOKEN, pinned)
-        self.texts[name], self.kept[namespace, name] = ids, info
+        name = f"donor-{len(self.ids_of):024x}"
+        info = DonorInfo(
+            name, namespace, len(ids), len(ids) * BYTES_PER_TOKEN, pinned, expires=ttl_s
+        )
+        self.ids_of[name], self.kept[namespace, name] = ids, info
+        self.texts[name] = "".join(self.words[token] for token in ids)
         return info
 
     def donor_ids(self, donor_id: str, *, namespace: str = "default") -> np.ndarray:
         if (namespace, donor_id) not in self.kept:
             raise NotFound(f"no donor {donor_id!r} in namespace {namespace!r}")
-        return self.texts[donor_id]
+        return self.ids_of[donor_id]
 
     def pool_use(self) -> PoolUse:
         self._begin("pool_use", None)
@@ -88,7 +96,7 @@ class ReadingEngine(FakeEngine):
         source = np.zeros(len(ids), np.uint8)
         position = np.full(len(ids), -1, np.int32)
         matchers = {
-            name: SequenceMatcher(None, self.texts[name].tolist(), ids.tolist(), autojunk=False)
+            name: SequenceMatcher(None, self.ids_of[name].tolist(), ids.tolist(), autojunk=False)
             for of, name in self.kept
             if of == namespace
         }
