@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from semshare.cli_bench import bench
-from semshare.cli_client import ApiKey, complete_remotely, donor_commands, match, summary
+from semshare.cli_client import ApiKey, complete_remotely, match, summary
+from semshare.cli_donors import donor_commands
 from semshare.cli_eval import evaluate
 from semshare.cli_keys import keys
 from semshare.cli_options import (

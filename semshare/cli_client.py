@@ -1,22 +1,22 @@
-"""Commands that ask a running service: `donors`, `match`, and `complete --url`.
+"""Commands that ask a running service, `match` and `complete --url`, and what all such share.
 
-They end with 0 once it is done, with 2 where the service or this command explains an error, and
-with 3 where there was no answer for now: no connection, still loading, busy, too slow. A script may
-try again after 3, and never needs to after 2.
+These and the commands of `cli_donors` and `cli_top` end with 0 once it is done, with 2 where the
+service or the command explains an error, and with 3 where there was no answer for now: no
+connection, still loading, busy or full, too slow. The same command may succeed after 3, and not
+after 2.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
-from rich.filesize import decimal
 from rich.text import Text
 
 from semshare.cli_options import (
@@ -29,17 +29,22 @@ from semshare.cli_options import (
     parse_policy,
     read_prompt,
 )
-from semshare.cli_output import emit, print_rows, say
+from semshare.cli_output import emit, say
 from semshare.config import DEFAULT_NAMESPACE
-from semshare.errors import InvalidRequest
+from semshare.errors import PoolExhausted, StepFailed
 from semshare.token_map import print_counts, token_map
-from semshare.types import DonorInfo, GenerateOptions, Prompt
+from semshare.types import GenerateOptions, Prompt
 
 if TYPE_CHECKING:
     from semshare_service.client import Client, Completion
 
 NO_ANSWER = 3
 LOCAL_SERVICE = "http://127.0.0.1:8765"
+_CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(32), *range(127, 160))
+    if chr(code) not in "\n\t"
+}
 
 Url: TypeAlias = Annotated[str, typer.Option(help="Address of the service.")]
 ApiKey: TypeAlias = Annotated[
@@ -49,9 +54,6 @@ ApiKey: TypeAlias = Annotated[
     ),
 ]
 Namespace: TypeAlias = Annotated[str, typer.Option(help="Part of the tenant's donors.")]
-DonorId: TypeAlias = Annotated[str, typer.Argument(help="The donor's id, as `list` shows it.")]
-
-donor_commands = typer.Typer(help="The donors of a running service.", no_args_is_help=True)
 
 
 @contextmanager
@@ -68,132 +70,9 @@ def connected(url: str, api_key: str | None) -> Iterator[Client]:
         # Without further tries: whoever sits at the terminal hears at once.
         with Client(url, api_key=api_key, retries=NO_RETRIES) as client:
             yield client
-    except (QueueFull, RequestTimedOut, ServiceUnavailable) as error:
+    except (QueueFull, RequestTimedOut, ServiceUnavailable, PoolExhausted, StepFailed) as error:
         typer.echo(f"semshare: {error}", err=True)
         raise typer.Exit(NO_ANSWER) from None
-
-
-@donor_commands.command("list")
-def list_donors(
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """All donors of a namespace, oldest first."""
-    with connected(url, api_key) as client:
-        found = list(client.all_donors(namespace=namespace))
-    if json_output:
-        emit({"donors": [asdict(donor) for donor in found]})
-    elif found:
-        print_rows([_readable(donor) for donor in found])
-    else:
-        say(f"no donors in namespace {namespace}")
-
-
-@donor_commands.command("put")
-def put_donor(
-    prompt: PromptArgument = None,
-    pinned: Annotated[bool, typer.Option("--pinned", help="Never evicted.")] = False,
-    ttl: Annotated[float | None, typer.Option(help="Seconds until it expires.")] = None,
-    chat: Chat = False,
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """Let the service compute a text in full and keep it."""
-    text = as_prompt(read_prompt(prompt), chat)
-    with connected(url, api_key) as client:
-        _show(client.remember(text, namespace=namespace, pinned=pinned, ttl_s=ttl), json_output)
-
-
-@donor_commands.command("show")
-def show_donor(
-    donor: DonorId,
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """A donor and its text."""
-    with connected(url, api_key) as client:
-        found = client.donor(donor, namespace=namespace)
-    if json_output:
-        emit({**asdict(found.donor), "text": found.text})
-        return
-    print_rows([_readable(found.donor)])
-    typer.echo(f"\n{found.text}")
-
-
-@donor_commands.command()
-def pin(
-    donor: DonorId,
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """Keep a donor however full the memory is."""
-    with connected(url, api_key) as client:
-        _show(client.update_donor(donor, namespace=namespace, pinned=True), json_output)
-
-
-@donor_commands.command()
-def unpin(
-    donor: DonorId,
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """Let a donor be evicted again."""
-    with connected(url, api_key) as client:
-        _show(client.update_donor(donor, namespace=namespace, pinned=False), json_output)
-
-
-@donor_commands.command("ttl")
-def expire(
-    donor: DonorId,
-    seconds: Annotated[str, typer.Argument(help="From now on, or never.")],
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """Let a donor expire after so many seconds, or never."""
-    ttl_s = _ttl_s(seconds)
-    with connected(url, api_key) as client:
-        _show(client.update_donor(donor, namespace=namespace, ttl_s=ttl_s), json_output)
-
-
-@donor_commands.command()
-def delete(
-    donor: DonorId,
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """Drop a donor."""
-    with connected(url, api_key) as client:
-        client.forget(donor, namespace=namespace)
-    if json_output:
-        emit({"id": donor, "deleted": True})
-
-
-@donor_commands.command()
-def publish(
-    donor: DonorId,
-    tenant: Annotated[str | None, typer.Option(help="Whose donor; your own by default.")] = None,
-    url: Url = LOCAL_SERVICE,
-    api_key: ApiKey = None,
-    namespace: Namespace = DEFAULT_NAMESPACE,
-    json_output: Json = False,
-) -> None:
-    """Let all tenants find a donor; needs an operator's key."""
-    with connected(url, api_key) as client:
-        _show(client.publish_donor(donor, namespace=namespace, tenant=tenant), json_output)
 
 
 def match(
@@ -218,7 +97,7 @@ def match(
         return
     console = Console()
     runs = [{**piece, "start": at, "end": at + 1} for at, piece in enumerate(pieces)]
-    texts = [piece["text"] for piece in pieces]
+    texts = [harmless(piece["text"]) for piece in pieces]
     console.print(token_map(runs, texts, coloured=console.is_terminal))
     console.print()
     print_counts(console, record, {})
@@ -242,13 +121,20 @@ def complete_remotely(
         with stream:
             for piece in stream:
                 if not json_output:
-                    typer.echo(piece.text, nl=False)
+                    # Through a pipe the answer goes as it is.
+                    text = harmless(piece.text) if sys.stdout.isatty() else piece.text
+                    typer.echo(text, nl=False)
     answer = stream.result
     if json_output:
         emit(_answer_record(answer))
         return
     typer.echo()
     say(summary(answer.timings.ttft_s, answer.reuse.tokens))
+
+
+def harmless(text: str) -> str:
+    """Somebody's text without the control characters that a terminal would obey."""
+    return text.translate(_CONTROLS)
 
 
 def summary(ttft_s: float, tokens: dict[str, int]) -> str:
@@ -269,37 +155,3 @@ def _answer_record(answer: Completion) -> dict[str, Any]:
         "timings": {"queue_s": answer.queue_s, **asdict(answer.timings)},
         "model": answer.model,
     }
-
-
-def _show(donor: DonorInfo, json_output: bool) -> None:
-    if json_output:
-        emit(asdict(donor))
-    else:
-        print_rows([_readable(donor)])
-
-
-def _readable(donor: DonorInfo) -> dict[str, Any]:
-    """A donor's fields as a person reads them."""
-    times = ("created", "last_used", "expires")
-    fields = asdict(donor)
-    for name, value in fields.items():
-        if name == "bytes":
-            fields[name] = decimal(value)
-        elif name in times:
-            fields[name] = "never" if value is None else _local_time(value)
-        elif isinstance(value, bool):
-            fields[name] = "yes" if value else "no"
-    return fields
-
-
-def _local_time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
-
-
-def _ttl_s(seconds: str) -> float | None:
-    if seconds == "never":
-        return None
-    try:
-        return float(seconds)
-    except ValueError:
-        raise InvalidRequest(f"ttl is {seconds!r}: give seconds, or never") from None

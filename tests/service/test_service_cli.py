@@ -18,6 +18,7 @@ from rich.console import Console
 
 from semshare import cli_top
 from semshare.cli import main
+from semshare.cli_client import harmless
 from semshare.cli_top import Snapshot, render, watch
 from semshare_service.client import Client, Readiness, RequestRecord
 
@@ -106,6 +107,10 @@ def test_donors_show(run: Run, url: str) -> None:
     code, output, _ = run("donors", "show", "d0", "--url", url)
     assert (code, output.splitlines()[-1]) == (0, "The ferry")
     assert record(run("donors", "show", "d0", "--url", url, "--json")[1])["text"] == "The ferry"
+
+
+def test_texts_of_others_don_t_reach_the_terminal_as_commands() -> None:
+    assert harmless("a\tb\n\x1b]0;title\x07 é 🛥 \x9b31m\r") == "a\tb\n�]0;title� é 🛥 �31m�"
 
 
 def test_match(run: Run, url: str, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
