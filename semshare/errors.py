@@ -3,6 +3,7 @@
 SemShareError
 ├── InvalidRequest          the caller sent something that can never work
 │   ├── InvalidPolicy       a ReusePolicy field out of range, or unknown
+│   ├── KVMismatch          KV from elsewhere that is not what this model computes
 │   └── PromptTooLong       prompt (+ answer) does not fit the model's context
 ├── NotFound                a donor id that is not in this namespace
 ├── UnsupportedModel        a model family or RoPE variant the adapter can't run exactly
@@ -28,6 +29,10 @@ class InvalidRequest(SemShareError, ValueError):
 
 class InvalidPolicy(InvalidRequest):
     """A `ReusePolicy` field is unknown or out of its range."""
+
+
+class KVMismatch(InvalidRequest):
+    """KV that was brought from elsewhere is not what this model computes."""
 
 
 class PromptTooLong(InvalidRequest):
