@@ -6,11 +6,15 @@ engine's own business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol, TypeAlias, Unpack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias, Unpack
 
 from semshare.config import ReusePolicy
 from semshare.types import DonorInfo, GenerateOptions, Prompt, ReusePlan, TextDelta
+
+if TYPE_CHECKING:
+    from semshare.engine.kv_export import PrefilledPrompt
+    from semshare.kv.exchange import KVFormat, LayerKV
 
 
 class Engine(Protocol):
@@ -23,6 +27,26 @@ class Engine(Protocol):
     @property
     def max_context(self) -> int:
         """Most tokens, prompt and answer together."""
+
+    @property
+    def kv_format(self) -> KVFormat:
+        """What KV must be for its model to use it."""
+
+    def prefill(
+        self, prompt: Prompt, *, policy: ReusePolicy | None = ..., namespace: str = ...
+    ) -> PrefilledPrompt:
+        """Prefill a prompt and hold its KV to be read, until it is released."""
+
+    def import_donor(
+        self,
+        ids: Sequence[int],
+        layers: Iterable[LayerKV],
+        *,
+        fingerprint: str,
+        namespace: str = ...,
+        pinned: bool = ...,
+    ) -> DonorInfo:
+        """Make a prompt a donor with KV from elsewhere; `KVMismatch` where it does not fit."""
 
     def remember(self, prompt: Prompt, *, namespace: str = ..., pinned: bool = ...) -> DonorInfo:
         """Compute the prompt in full and keep it as a donor."""

@@ -3,12 +3,13 @@
 SemShareError
 ├── InvalidRequest
 │   ├── InvalidParameter      one named field of the request is wrong, unknown or not offered
-│   ├── BodyTooLarge          the body is larger than max_body_bytes
+│   ├── BodyTooLarge          the body is larger than max_body_bytes or max_kv_body_bytes
 │   ├── UnsupportedMediaType  the body is neither JSON nor msgpack
 │   └── NotAcceptable         the client accepts neither JSON nor msgpack
 ├── NotFound
 │   └── UnknownModel          the request names a model that is not the one loaded
 └── ServiceError              the service answered with an error no other class stands for
+    ├── TooManyHandles        a tenant holds as many prefilled prompts as it may
     ├── QueueFull             the queue of waiting requests is full: come back later
     ├── RequestTimedOut       the request took longer than request_timeout_s
     └── ServiceUnavailable    the model is not ready, the service is stopping or can't be reached
@@ -25,6 +26,7 @@ from semshare.errors import (
     DeadlineExceeded,
     InvalidPolicy,
     InvalidRequest,
+    KVMismatch,
     ModelNotAvailable,
     NotFound,
     PoolExhausted,
@@ -73,6 +75,10 @@ class ServiceError(SemShareError):
         self.retry_after_s = retry_after_s
 
 
+class TooManyHandles(ServiceError):
+    """A tenant holds as many prefilled prompts as it may."""
+
+
 class QueueFull(ServiceError):
     """As many requests are waiting as the service lets wait."""
 
@@ -104,6 +110,7 @@ _SERVER = "server_error"
 KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(PromptTooLong, 400, "context_length_exceeded", _CALLER),
     ErrorKind(InvalidPolicy, 400, "invalid_policy", _CALLER, param="semshare"),
+    ErrorKind(KVMismatch, 422, "kv_mismatch", _CALLER),
     ErrorKind(BodyTooLarge, 413, "body_too_large", _CALLER),
     ErrorKind(UnsupportedMediaType, 415, "unsupported_media_type", _CALLER),
     ErrorKind(NotAcceptable, 406, "not_acceptable", _CALLER),
@@ -116,6 +123,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(StepFailed, 503, "step_failed", _SERVER),
     ErrorKind(ModelNotAvailable, 503, "model_not_available", _SERVER),
     ErrorKind(UnsupportedModel, 503, "unsupported_model", _SERVER),
+    ErrorKind(TooManyHandles, 429, "too_many_handles", "rate_limit_error"),
     ErrorKind(QueueFull, 429, "queue_full", "rate_limit_error"),
     ErrorKind(RequestTimedOut, 504, "timeout", _SERVER),
     ErrorKind(ServiceUnavailable, 503, "unavailable", _SERVER),
