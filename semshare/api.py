@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import EllipsisType
 from typing import Any, Unpack
 
@@ -15,13 +16,17 @@ import torch
 from semshare.config import DEFAULT_NAMESPACE, EngineConfig, ReusePolicy
 from semshare.donors.embedders import Embedder
 from semshare.donors.pool_use import pool_use
+from semshare.engine.fingerprint import fingerprint
 from semshare.engine.generation import Request
+from semshare.engine.kv_export import PrefilledPrompt
+from semshare.engine.kv_import import import_donor
 from semshare.engine.limits import LimitsOf
 from semshare.engine.loading import choose_dtype, load_model
 from semshare.engine.sampling import SamplingParams
 from semshare.engine.stopwatch import Stopwatch
-from semshare.errors import InvalidRequest, PromptTooLong
+from semshare.errors import InvalidRequest, KVMismatch, PromptTooLong
 from semshare.fidelity import kl, top1_agreement
+from semshare.kv.exchange import KVFormat, LayerKV
 from semshare.planning.monitor import modes_down_from
 from semshare.planning.plan import full_plan
 from semshare.session import Session
@@ -120,6 +125,24 @@ class SemShare:
         """Of weights and KV: `float32`, `bfloat16` or `float16`."""
         return str(self.model.dtype).removeprefix("torch.")
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells this model from others, see `semshare.engine.fingerprint`."""
+        return fingerprint(self.model)
+
+    @property
+    def kv_format(self) -> KVFormat:
+        """What KV must be for this model to use it."""
+        model = self.model
+        return KVFormat(
+            self.fingerprint,
+            self.dtype,
+            model.n_layers,
+            model.n_kv_heads,
+            model.head_dim,
+            max_tokens=model.max_context - 1,
+        )
+
     # ---------------------------------------------------------------- donors
 
     def remember(
@@ -164,6 +187,39 @@ class SemShare:
         """To compute a prompt so that it may become a donor, with an answer for its history."""
         room = self.config.history_tokens
         return Request(ids, ReusePolicy(mode="prefix"), namespace, max_tokens=room)
+
+    def import_donor(
+        self,
+        ids: Sequence[int] | Ids,
+        layers: Iterable[LayerKV],
+        *,
+        fingerprint: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        pinned: bool = False,
+    ) -> DonorInfo:
+        """Make a prompt a donor with KV that the same model computed elsewhere.
+
+        It is verified first (`semshare.engine.kv_import`); until then nobody can find it.
+
+        Args:
+            ids: of the prompt, `[n]`.
+            layers: exact KV of each layer, in their order; taken one at a time.
+            fingerprint: of the model that computed it, `SemShare.fingerprint` there.
+            namespace, pinned: as for `remember`.
+
+        Raises:
+            KVMismatch: it is not what this model computes.
+            PromptTooLong: longer than the model's context.
+            PoolExhausted: no room, and nothing left to evict.
+
+        """
+        if fingerprint != self.fingerprint:
+            raise KVMismatch(
+                f"the KV is of the model {fingerprint[:64]!r}: this one is {self.fingerprint!r}; "
+                "send KV of the same weights in the same dtype"
+            )
+        checked = self._session.encoder.prompt_ids(ids)
+        return import_donor(self._session, checked, layers, namespace=namespace, pinned=pinned)
 
     def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""
@@ -319,6 +375,32 @@ class SemShare:
                 return full_plan(ids)
             draft = self._session.draft(ids, policy, namespace, Stopwatch())
             return self._session.planner.finish(draft)
+
+    def prefill(
+        self,
+        prompt: Prompt,
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> PrefilledPrompt:
+        """Prefill a prompt and hold its KV to be read, layer by layer, until it is released.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            policy: how to reuse other prompts' KV; the measured defaults if None.
+            namespace: whose donors may be used.
+
+        Raises:
+            PromptTooLong: the prompt leaves no room for an answer.
+            InvalidPolicy: a `retention` below 1: there would be no whole to read.
+            PoolExhausted: no KV slots, and nothing left to evict.
+
+        """
+        started = time.perf_counter()
+        ids = self._session.encoder.prompt_ids(prompt)
+        request = Request(ids, _checked(policy), namespace, max_tokens=0)
+        watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
+        return PrefilledPrompt(self._session, request, watch)
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
         """Answer a prompt. Options and errors are those of `stream`."""

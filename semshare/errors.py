@@ -4,7 +4,8 @@ SemShareError
 ├── InvalidRequest          the caller sent something that can never work
 │   ├── InvalidPolicy       a ReusePolicy field out of range, or unknown
 │   ├── PromptTooLong       prompt (+ answer) does not fit the model's context
-│   └── PromptOverLimit     the prompt has more tokens than its namespace may send
+│   ├── PromptOverLimit     the prompt has more tokens than its namespace may send
+│   └── KVMismatch          KV from elsewhere that is not what this model computes
 ├── NotFound                a donor id that is not in this namespace
 ├── UnsupportedModel        a model family or RoPE variant the adapter can't run exactly
 ├── ModelNotAvailable       weights, tokenizer, a dataset or an optional package is missing
@@ -30,6 +31,10 @@ class InvalidRequest(SemShareError, ValueError):
 
 class InvalidPolicy(InvalidRequest):
     """A `ReusePolicy` field is unknown or out of its range."""
+
+
+class KVMismatch(InvalidRequest):
+    """KV that was brought from elsewhere is not what this model computes."""
 
 
 class PromptTooLong(InvalidRequest):

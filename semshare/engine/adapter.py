@@ -48,6 +48,8 @@ NO_ROPE = "none"  # the rope kind of layers without position embedding (SmolLM3)
 Linears = AbstractContextManager[object]
 AS_TRANSFORMERS: Linears = nullcontext()
 
+Projection = tuple[Tensor, Tensor | None]  # weight and bias
+
 
 class ModelAdapter:
     """One model's layers, each callable on `[n, hidden]` rows.
@@ -153,6 +155,18 @@ class ModelAdapter:
         if self._wiring.qk_norm:
             q, k = attention.q_norm(q), attention.k_norm(k)
         return q, k, v
+
+    def kv_projections(self, index: int) -> tuple[Projection, Projection]:
+        """Weights `[kv_heads × d, hidden]` and biases of a layer's keys, and of its values."""
+        attention = self.layers[index].self_attn
+        if not self._wiring.fused_qkv:
+            key, value = attention.k_proj, attention.v_proj
+            return (key.weight, key.bias), (value.weight, value.bias)
+        width = self.n_kv_heads * self.head_dim
+        weights = attention.qkv_proj.weight[-2 * width :].split(width)
+        bias = attention.qkv_proj.bias
+        biases = (None, None) if bias is None else bias[-2 * width :].split(width)
+        return (weights[0], biases[0]), (weights[1], biases[1])
 
     def layer_output(
         self, index: int, hidden: Tensor, attended: Tensor, linears: Linears = AS_TRANSFORMERS

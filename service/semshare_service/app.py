@@ -11,6 +11,7 @@ from semshare_service.auth import KeyRing, auth_middleware
 from semshare_service.context import SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.exchange import error_middleware
+from semshare_service.handles import HANDLES, Handles, handles_life
 from semshare_service.limits import TenantSlots, limited
 from semshare_service.routes import all_routes
 from semshare_service.routes.dashboard import watch
@@ -55,6 +56,8 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     app[SERVICE] = Service(settings, worker, started=int(time.time()))
     watch(app, app[SERVICE])
     app.cleanup_ctx.append(worker_life)
+    app[HANDLES] = Handles(settings.max_handles)
+    app.cleanup_ctx.append(handles_life)  # ends before the worker does
     app.on_shutdown.append(refuse_waiting)
     app.add_routes(all_routes())
     return app

@@ -20,8 +20,9 @@ from semshare_service.exchange import error_response
 from semshare_service.settings import ServiceSettings
 from semshare_service.tenants import Tenant
 
-# They tell only that the process lives, to probes that hold no key.
-OPEN_PATHS = frozenset(("/health", "/ready"))
+# Probes hold no key and are told only that the process lives; the dashboard's page is the same for
+# all, and asks for a key before it shows anything.
+OPEN_PATHS = frozenset(("/health", "/ready", "/", "/dashboard/{name}"))
 _KEY_BYTES = 32
 _DIGEST = "sha256:"
 
@@ -65,7 +66,8 @@ def auth_middleware(ring: KeyRing) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in OPEN_PATHS:
+        resource = request.match_info.route.resource
+        if resource is not None and resource.canonical in OPEN_PATHS:
             return await handler(request)
         key = _sent_key(request)
         tenant = None if key is None else ring.tenant_of(key)

@@ -6,9 +6,9 @@ engine's own business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import EllipsisType
-from typing import Protocol, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Protocol, TypeAlias, Unpack
 
 from semshare.config import ReusePolicy
 from semshare.engine.limits import LimitsOf
@@ -21,6 +21,10 @@ from semshare.types import (
     ReusePlan,
     TextDelta,
 )
+
+if TYPE_CHECKING:
+    from semshare.engine.kv_export import PrefilledPrompt
+    from semshare.kv.exchange import KVFormat, LayerKV
 
 
 class Engine(Protocol):
@@ -46,6 +50,25 @@ class Engine(Protocol):
         ttl_s: float | None = ...,
     ) -> DonorInfo:
         """Compute the prompt in full and keep it as a donor, for so many seconds if given."""
+    @property
+    def kv_format(self) -> KVFormat:
+        """What KV must be for its model to use it."""
+
+    def prefill(
+        self, prompt: Prompt, *, policy: ReusePolicy | None = ..., namespace: str = ...
+    ) -> PrefilledPrompt:
+        """Prefill a prompt and hold its KV to be read, until it is released."""
+
+    def import_donor(
+        self,
+        ids: Sequence[int],
+        layers: Iterable[LayerKV],
+        *,
+        fingerprint: str,
+        namespace: str = ...,
+        pinned: bool = ...,
+    ) -> DonorInfo:
+        """Make a prompt a donor with KV from elsewhere; `KVMismatch` where it does not fit."""
 
     def donors(self, *, namespace: str = ...) -> list[DonorInfo]:
         """The donors of one namespace, oldest first."""

@@ -3,7 +3,7 @@
 SemShareError
 ├── InvalidRequest
 │   ├── InvalidParameter      one named field of the request is wrong, unknown or not offered
-│   ├── BodyTooLarge          the body is larger than max_body_bytes
+│   ├── BodyTooLarge          the body is larger than max_body_bytes or max_kv_body_bytes
 │   ├── UnsupportedMediaType  the body is neither JSON nor msgpack
 │   └── NotAcceptable         the client accepts neither JSON nor msgpack
 ├── NotFound
@@ -12,6 +12,7 @@ SemShareError
     ├── InvalidKey            no API key, or one that is not known
     ├── PermissionDenied      the key is not an operator's
     ├── ConcurrencyExceeded   as many requests of the tenant are running as may
+    ├── TooManyHandles        a tenant holds as many prefilled prompts as it may
     ├── QueueFull             the queue of waiting requests is full: come back later
     ├── RequestTimedOut       the request took longer than request_timeout_s
     └── ServiceUnavailable    the model is not ready, the service is stopping or can't be reached
@@ -28,6 +29,7 @@ from semshare.errors import (
     DeadlineExceeded,
     InvalidPolicy,
     InvalidRequest,
+    KVMismatch,
     ModelNotAvailable,
     NotFound,
     PoolExhausted,
@@ -88,6 +90,8 @@ class PermissionDenied(ServiceError):
 
 class ConcurrencyExceeded(ServiceError):
     """As many requests of this tenant are running as it may have."""
+class TooManyHandles(ServiceError):
+    """A tenant holds as many prefilled prompts as it may."""
 
 
 class QueueFull(ServiceError):
@@ -123,6 +127,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(PromptTooLong, 400, "context_length_exceeded", _CALLER),
     ErrorKind(PromptOverLimit, 413, "prompt_over_limit", _CALLER),
     ErrorKind(InvalidPolicy, 400, "invalid_policy", _CALLER, param="semshare"),
+    ErrorKind(KVMismatch, 422, "kv_mismatch", _CALLER),
     ErrorKind(BodyTooLarge, 413, "body_too_large", _CALLER),
     ErrorKind(UnsupportedMediaType, 415, "unsupported_media_type", _CALLER),
     ErrorKind(NotAcceptable, 406, "not_acceptable", _CALLER),
@@ -139,6 +144,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(InvalidKey, 401, "invalid_api_key", "authentication_error"),
     ErrorKind(PermissionDenied, 403, "permission_denied", "permission_error"),
     ErrorKind(ConcurrencyExceeded, 429, "concurrency_exceeded", _BUSY),
+    ErrorKind(TooManyHandles, 429, "too_many_handles", _BUSY),
     ErrorKind(QueueFull, 429, "queue_full", _BUSY),
     ErrorKind(RequestTimedOut, 504, "timeout", _SERVER),
     ErrorKind(ServiceUnavailable, 503, "unavailable", _SERVER),

@@ -128,6 +128,15 @@ class ServiceSettings(BaseSettings):
     max_body_bytes: ByteSize = Field(
         default=ByteSize(4 << 20), ge=1024, description="largest request body"
     )
+    max_kv_body_bytes: ByteSize = Field(
+        default=ByteSize(1 << 30), ge=1024, description="largest KV that is brought (PUT /v1/kv)"
+    )
+    handle_ttl_s: float = Field(
+        default=300.0, gt=0, le=86_400, description="seconds that prefilled KV is held, at most"
+    )
+    max_handles: int = Field(
+        default=16, ge=1, le=100_000, description="prefilled prompts held for one tenant"
+    )
     request_timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="seconds one request may take, waiting included"
     )

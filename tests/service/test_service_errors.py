@@ -26,6 +26,8 @@ EXAMPLES: list[tuple[library.SemShareError, int, str]] = [
     (service.InvalidParameter("m", "a.b"), 400, "invalid_parameter"),
     (service.BodyTooLarge("m"), 413, "body_too_large"),
     (service.UnsupportedMediaType("m"), 415, "unsupported_media_type"),
+    (library.KVMismatch("m"), 422, "kv_mismatch"),
+    (service.TooManyHandles("m", retry_after_s=9.0), 429, "too_many_handles"),
     (service.NotAcceptable("m"), 406, "not_acceptable"),
     (service.UnknownModel("m"), 404, "model_not_found"),
     (service.QueueFull("m", retry_after_s=3.0), 429, "queue_full"),

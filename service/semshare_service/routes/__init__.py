@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from semshare_service.routes import dashboard, donors, generation, operations
+from semshare_service.routes import dashboard, donors, generation, kv, operations
 
 
 def all_routes() -> Iterable[web.AbstractRouteDef]:
     """Of all modules."""
-    for module in (operations, generation, donors, dashboard):
+    for module in (operations, generation, donors, kv, dashboard):
         yield from module.routes
