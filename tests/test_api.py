@@ -522,7 +522,8 @@ def test_remembering_a_known_prompt_embeds_nothing_again(
     info = engine.remember(DONOR)
     for owner, name in ((TokenLSH, "encode"), (ModelEmbedder, "embed"), (keeper, "mark_facts")):
         monkeypatch.setattr(owner, name, lambda *_args: pytest.fail("done again"))
-    assert engine.remember(DONOR, pinned=True) == replace(info, pinned=True)
+    again = engine.remember(DONOR, pinned=True)
+    assert again == replace(info, pinned=True, last_used=again.last_used)
 
 
 def test_forgetting_everything_forgets_what_waits_in_namespaces_that_hold_nothing(

@@ -262,7 +262,7 @@ class DonorLibrary:
         space = self.find(namespace)
         donor = space.donors.get(name) if space else None
         if donor is None:
-            raise NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")
+            raise _no_donor(namespace, name)
         return donor
 
     def get_readable(self, namespace: str, name: str) -> Donor:
@@ -274,7 +274,7 @@ class DonorLibrary:
         """
         donor = self._readable(namespace, name)
         if donor is None:
-            raise NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")
+            raise _no_donor(namespace, name)
         return donor
 
     def touch(self, namespace: str, names: Iterable[str]) -> None:
@@ -379,7 +379,7 @@ class DonorLibrary:
             if not unpinned:
                 return  # what is left hangs above a cached prefix that is read at present
             oldest = min(unpinned, key=lambda donor: donor.last_used)
-            self.remove(oldest.namespace, oldest.id)
+            self._remove(oldest)
             self.evicted_donors += 1
 
     def _drop_expired(self) -> None:
@@ -405,3 +405,7 @@ class DonorLibrary:
         space = self._namespaces[name]
         if not space.donors and not space.prefixes.nodes():
             del self._namespaces[name]
+
+
+def _no_donor(namespace: str, name: str) -> NotFound:
+    return NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from semshare_service.schemas import NamespaceFields, StrictModel, TimeToLive
+from semshare_service.settings import TenantName
 
 
 class DonorListQuery(NamespaceFields):
@@ -37,4 +38,4 @@ class DonorChanges(StrictModel):
 class PublishQuery(NamespaceFields):
     """`POST /v1/donors/{id}/publish`: `tenant` is whose donor, by default the own."""
 
-    tenant: str | None = None
+    tenant: TenantName | None = None

@@ -270,7 +270,8 @@ def _describe(error: ValidationError) -> str:
     for detail in error.errors(include_url=False, include_input=False):
         name = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
-            known = ", ".join(ServiceSettings.model_fields)
+            level = TenantSettings if detail["loc"][0] == "tenants" else ServiceSettings
+            known = ", ".join(level.model_fields)
             problems.append(f"unknown setting {name!r}: known are {known}")
         else:
             problems.append(f"{name}: {detail['msg']}" if name else detail["msg"])

@@ -60,7 +60,7 @@ class Clock:
         return self.now
 
 
-def library_over(pool: KVPool, clock: Clock | None = None) -> DonorLibrary:
+def library_over(pool: KVPool, clock: Callable[[], float] | None = None) -> DonorLibrary:
     return DonorLibrary(pool, HashEmbedder(16), now=clock or Clock())
 
 
@@ -359,6 +359,16 @@ def test_what_has_expired_goes_before_anybody_is_evicted(pool: KVPool) -> None:
     pool.release(pool.allocate(10 * 4))  # all but the older donor's two pages
     assert [info.id for info in library.infos("n")] == [old.id]
     assert library.evicted_donors == 0
+
+
+def test_a_donor_may_expire_while_room_is_being_made(pool: KVPool) -> None:
+    times = [0.0]
+    library = library_over(pool, lambda: times.pop(0) if len(times) > 1 else times[0])
+    keep(library, pool, ids_from(0, 8), ttl_s=1.0)
+    times[:] = [0.5, 1.0]  # it is there at the first look, and not at the second
+    pool.release(pool.allocate(PAGES * 4))
+    assert library.infos("n") == []
+    assert library.evicted_donors + library.expired_donors == 1
 
 
 @pytest.mark.parametrize(
