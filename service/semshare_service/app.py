@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -12,6 +13,7 @@ from semshare_service.engine import Engine, EngineLoader
 from semshare_service.exchange import error_middleware
 from semshare_service.routes import all_routes
 from semshare_service.settings import ServiceSettings
+from semshare_service.streams import errors_as_events
 from semshare_service.worker import ModelWorker
 
 
@@ -38,11 +40,13 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
 
     async def refuse_waiting(_: web.Application) -> None:
         # aiohttp calls this before it waits for requests: the running one ends, the others are told
-        # at once that another service must answer them.
+        # at once that another service must answer them. One that takes too long is given up in
+        # time to tell its client.
         worker.drain()
+        asyncio.get_running_loop().call_later(settings.shutdown_timeout_s, worker.give_up_running)
 
     app = web.Application(
-        middlewares=[error_middleware(settings.request_timeout_s)],
+        middlewares=[errors_as_events, error_middleware(settings.request_timeout_s)],
         client_max_size=settings.max_body_bytes,
     )
     app[SERVICE] = Service(settings, worker, started=int(time.time()))

@@ -7,7 +7,8 @@ SemShareError
 │   ├── UnsupportedMediaType  the body is neither JSON nor msgpack
 │   └── NotAcceptable         the client accepts neither JSON nor msgpack
 ├── NotFound
-│   └── UnknownModel          the request names a model that is not the one loaded
+│   ├── UnknownModel          the request names a model that is not the one loaded
+│   └── NotOffered            a part of OpenAI's interface that this service does not have
 └── ServiceError              the service answered with an error no other class stands for
     ├── QueueFull             the queue of waiting requests is full: come back later
     ├── RequestTimedOut       the request took longer than request_timeout_s
@@ -57,6 +58,10 @@ class NotAcceptable(InvalidRequest):
 
 class UnknownModel(NotFound):
     """The request names a model that this service does not serve."""
+
+
+class NotOffered(NotFound):
+    """A part of OpenAI's interface that this service does not have."""
 
 
 class ServiceError(SemShareError):
@@ -110,6 +115,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(InvalidParameter, 400, "invalid_parameter", _CALLER),
     ErrorKind(InvalidRequest, 400, "invalid_request", _CALLER),
     ErrorKind(UnknownModel, 404, "model_not_found", _MISSING, param="model"),
+    ErrorKind(NotOffered, 404, "not_offered", _MISSING),
     ErrorKind(NotFound, 404, "not_found", _MISSING),
     ErrorKind(PoolExhausted, 503, "pool_exhausted", _SERVER),
     ErrorKind(DeadlineExceeded, 504, "deadline_exceeded", _SERVER, param="deadline_s"),

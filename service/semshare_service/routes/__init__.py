@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from semshare_service.routes import donors, generation, operations
+from semshare_service.routes import donors, generation, not_offered, operations
 
 
 def all_routes() -> Iterable[web.AbstractRouteDef]:
     """Of all modules."""
-    for module in (operations, generation, donors):
+    for module in (operations, generation, donors, not_offered):
         yield from module.routes
