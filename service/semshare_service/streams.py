@@ -1,8 +1,8 @@
 """Answers as they come: server-sent events over aiohttp.
 
-An event is `data: ` and one JSON value, and a blank line; `[DONE]` is the last one of an answer that
-is complete. What goes wrong before the first event is a normal error response; afterwards it is an
-event of the error's body, after which the stream ends.
+An event is `data: ` and one JSON value, and a blank line; `[DONE]` is the last one of a complete
+answer. What goes wrong before the first event is a normal error response; afterwards it is an event
+of the error's body, after which the stream ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from typing import cast
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -61,11 +62,10 @@ async def errors_as_events(request: web.Request, handler: Handler) -> web.Stream
     """
     response = await handler(request)
     stream = request.get(EVENT_STREAM)
-    if stream is None or stream is response or not isinstance(response, web.Response):
+    if stream is None or not isinstance(response, web.Response):
         return response
-    assert isinstance(response.body, bytes)
     with suppress(ConnectionError):  # nobody is there to be told
-        await _write(request, response.body, last=True)
+        await _write(request, cast(bytes, response.body), last=True)
     return stream
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from invariants import assert_nothing_is_held
-from stepping import words
+from prompts import words
 from tiny import tiny_engine
 
 from semshare import GivenUp

@@ -127,9 +127,8 @@ async def _chunks(asked: _Asked, writer: ChunkWriter) -> AsyncGenerator[Body]:
                 yield chunk
             answer = served.value.delta.answer
             if answer is not None:
-                for chunk in writer.end(
-                    asked.ended(answer, served.queue_s), queue_s=served.queue_s
-                ):
+                answer = asked.ended(answer, served.queue_s)
+                for chunk in writer.end(answer, queue_s=served.queue_s):
                     yield chunk
 
 
