@@ -6,6 +6,7 @@ from semshare.config import EngineConfig, ReusePolicy
 from semshare.errors import (
     BenchmarkRefused,
     DeadlineExceeded,
+    GivenUp,
     InvalidPolicy,
     InvalidRequest,
     KVMismatch,
@@ -50,6 +51,7 @@ __all__ = [
     "DonorInfo",
     "EngineConfig",
     "FreshReason",
+    "GivenUp",
     "InvalidPolicy",
     "InvalidRequest",
     "KVMismatch",

@@ -437,6 +437,7 @@ class SemShare:
             InvalidRequest: an empty prompt, an id outside the vocabulary, a bad parameter.
             PoolExhausted: no KV slots, and nothing left to evict.
             DeadlineExceeded: the time was over before the first token.
+            GivenUp: `given_up` returned true before the answer was complete.
 
         """
         return self._session.stream(*self._request(prompt, **options))
@@ -458,6 +459,7 @@ class SemShare:
         logprobs: int | None = None,
         n: int = 1,
         deadline_s: float | None = None,
+        given_up: Callable[[], bool] | None = None,
     ) -> tuple[Request, Stopwatch]:
         """What is asked for, checked, and the clock that runs since then."""
         started = time.perf_counter()
@@ -484,6 +486,7 @@ class SemShare:
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             n=n,
             deadline=None if deadline_s is None else time.monotonic() + deadline_s,
+            given_up=given_up,
         )
         return request, Stopwatch(started, tokenize_s=time.perf_counter() - started)
 

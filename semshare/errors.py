@@ -12,6 +12,7 @@ SemShareError
 ├── PoolExhausted           the KV byte budget is full of what is in use or pinned
 ├── QuotaExceeded           as many donors, or bytes of them, as the namespace may keep
 ├── DeadlineExceeded        a request's time was over before its first token
+├── GivenUp                 a request whose `given_up` said so before its answer was complete
 ├── StepFailed              a step that computed several requests broke off
 └── BenchmarkRefused        a benchmark whose correctness check failed, so no speed is reported
 
@@ -101,6 +102,16 @@ class DeadlineExceeded(SemShareError, TimeoutError):
 
     def __reduce__(self) -> tuple[type[DeadlineExceeded], tuple[float]]:
         return type(self), (self.waited_s,)
+
+
+class GivenUp(SemShareError):
+    """The request's own `given_up` said that nobody waits for its answer any more."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the request was given up before its answer was complete, because its given_up "
+            "returned true: send it again if the answer is wanted after all"
+        )
 
 
 class StepFailed(SemShareError):

@@ -43,7 +43,7 @@ from semshare.engine.served import Planned, Served
 from semshare.engine.stages import Stages
 from semshare.engine.stopwatch import Stopwatch
 from semshare.engine.text import TextAssembler
-from semshare.errors import PoolExhausted
+from semshare.errors import GivenUp, PoolExhausted
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence
@@ -270,7 +270,8 @@ class Session:
             return self.scheduler.submit(request, watch)
 
     def _pieces(self, generation: Generation) -> Generator[TextDelta]:
-        """Run steps, for all requests, until this one has ended."""
+        """Run steps, for all requests, until this one has ended or is given up."""
+        given_up = generation.request.given_up
         try:
             while True:
                 has_ended = generation.ended  # asked first: what comes before the end is there
@@ -279,6 +280,8 @@ class Session:
                 if has_ended:
                     break
                 with self.lock, torch.inference_mode():
+                    if given_up is not None and given_up():
+                        raise GivenUp
                     if not generation.outbox and not generation.ended:
                         self.scheduler.step()
             if generation.error is not None:

@@ -5,7 +5,7 @@ n is the number of tokens of the target prompt throughout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
@@ -49,6 +49,8 @@ class GenerateOptions(TypedDict, total=False):
     n:          answers, 1 by default. They share the prompt's KV; with a seed each draws from one
                 of its own.
     deadline_s: seconds from the call after which the answer ends where it is; never if None.
+    given_up:   asked between two steps, in the caller's thread, with the engine's lock held; once
+                it returns true all that the request holds is freed and `GivenUp` is raised.
     temperature, top_p, top_k, seed, min_p, logit_bias, logprobs: see
                 `semshare.engine.sampling.SamplingParams`; greedy by default.
     """
@@ -66,6 +68,7 @@ class GenerateOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     logprobs: int | None
     deadline_s: float | None
+    given_up: Callable[[], bool] | None
 
 
 class TokenSource(IntEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +29,7 @@ class Request:
     stop: tuple[str, ...] = ()
     n: int = 1  # answers
     deadline: float | None = None  # by `time.monotonic()`
+    given_up: Callable[[], bool] | None = None  # whether nobody waits for the answer any more
 
     @property
     def room(self) -> int:

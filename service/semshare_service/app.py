@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -16,6 +17,7 @@ from semshare_service.limits import TenantSlots, limited
 from semshare_service.routes import all_routes
 from semshare_service.routes.dashboard import watch
 from semshare_service.settings import ServiceSettings
+from semshare_service.streams import errors_as_events
 from semshare_service.worker import ModelWorker
 
 
@@ -42,11 +44,14 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
 
     async def refuse_waiting(_: web.Application) -> None:
         # aiohttp calls this before it waits for requests: the running one ends, the others are told
-        # at once that another service must answer them.
+        # at once that another service must answer them. One that takes too long is given up in
+        # time to tell its client.
         worker.drain()
+        asyncio.get_running_loop().call_later(settings.shutdown_timeout_s, worker.give_up_running)
 
     app = web.Application(
         middlewares=[
+            errors_as_events,
             error_middleware(settings.request_timeout_s),
             *([auth_middleware(KeyRing(settings))] if settings.tenants else []),
             TenantSlots().middleware,

@@ -7,7 +7,8 @@ SemShareError
 │   ├── UnsupportedMediaType  the body is neither JSON nor msgpack
 │   └── NotAcceptable         the client accepts neither JSON nor msgpack
 ├── NotFound
-│   └── UnknownModel          the request names a model that is not the one loaded
+│   ├── UnknownModel          the request names a model that is not the one loaded
+│   └── NotOffered            a part of OpenAI's interface that this service does not have
 └── ServiceError              the service answered with an error no other class stands for
     ├── InvalidKey            no API key, or one that is not known
     ├── PermissionDenied      the key is not an operator's
@@ -64,6 +65,10 @@ class NotAcceptable(InvalidRequest):
 
 class UnknownModel(NotFound):
     """The request names a model that this service does not serve."""
+
+
+class NotOffered(NotFound):
+    """A part of OpenAI's interface that this service does not have."""
 
 
 class ServiceError(SemShareError):
@@ -134,6 +139,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(InvalidParameter, 400, "invalid_parameter", _CALLER),
     ErrorKind(InvalidRequest, 400, "invalid_request", _CALLER),
     ErrorKind(UnknownModel, 404, "model_not_found", _MISSING, param="model"),
+    ErrorKind(NotOffered, 404, "not_offered", _MISSING),
     ErrorKind(NotFound, 404, "not_found", _MISSING),
     ErrorKind(PoolExhausted, 503, "pool_exhausted", _SERVER),
     ErrorKind(QuotaExceeded, 429, "quota_exceeded", _BUSY),

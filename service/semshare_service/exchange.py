@@ -31,15 +31,19 @@ from semshare_service.wire import (
     response_media_type,
 )
 
+# The response of a request whose answer is sent as events, once it has begun.
+EVENT_STREAM: web.RequestKey[web.StreamResponse] = web.RequestKey(
+    "event_stream", web.StreamResponse
+)
 _REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
-_REQUEST_ID_HEADER = "X-Request-Id"
+REQUEST_ID_HEADER = "X-Request-Id"
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def request_id(request: web.Request) -> str:
     """What logs and the response call this request: the name its client gave it, if any."""
     if _REQUEST_ID not in request:
-        given = request.headers.get(_REQUEST_ID_HEADER, "")
+        given = request.headers.get(REQUEST_ID_HEADER, "")
         request[_REQUEST_ID] = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
     return request[_REQUEST_ID]
 
@@ -75,14 +79,16 @@ def respond(
     return web.Response(
         body=encode(body, media_type),
         status=status,
-        headers={_REQUEST_ID_HEADER: request_id(request), **(headers or {})},
+        headers={REQUEST_ID_HEADER: request_id(request), **(headers or {})},
         content_type=media_type.value,
         charset="utf-8" if media_type is MediaType.JSON else None,
     )
 
 
 def _response_form(request: web.Request) -> MediaType:
-    """JSON where the headers are no use, so that an error about them can be told."""
+    """JSON where the headers are no use, so that an error about them can be told, and in events."""
+    if EVENT_STREAM in request:
+        return MediaType.JSON
     try:
         default = request_media_type(request.headers.get("Content-Type"))
     except UnsupportedMediaType:

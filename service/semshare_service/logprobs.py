@@ -22,21 +22,28 @@ def named_tokens(logprobs: Iterable[TokenLogprob]) -> set[int]:
     }
 
 
+class TextOffsets:
+    """Counts the characters of an answer, piece by piece where it is streamed."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._characters = 0
+
+    def of_next(self, text: bytes) -> int:
+        """Characters of the answer before the one that its next token begins or goes on with."""
+        before = self._characters
+        self._characters += len(self._decoder.decode(text))
+        return before
+
+
 def completion_logprobs(
-    logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes
+    logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes, offsets: TextOffsets
 ) -> dict[str, Any]:
-    """Of a text completion: four lists with one element for each token.
+    """Of a text completion, or a piece of one: four lists with one element for each token.
 
     An element of `top_logprobs` also holds the token itself where it is not among the most likely.
-    `text_offset` counts characters of the answer before the one that the token begins or goes on
-    with.
+    `offsets` has counted the pieces before this one, and gives `text_offset`.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    characters = 0
-    offsets = []
-    for found in logprobs:
-        offsets.append(characters)
-        characters += len(decoder.decode(token_bytes[found.token_id]))
     return {
         "tokens": [_name(token_bytes[found.token_id]) for found in logprobs],
         "token_logprobs": [_finite(found.logprob) for found in logprobs],
@@ -47,12 +54,14 @@ def completion_logprobs(
             }
             for found in logprobs
         ],
-        "text_offset": offsets,
+        "text_offset": [offsets.of_next(token_bytes[found.token_id]) for found in logprobs],
     }
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes) -> dict[str, Any]:
-    """Of a chat completion: one map for each token."""
+def chat_logprobs(
+    logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes, _: TextOffsets
+) -> dict[str, Any]:
+    """Of a chat completion, or a piece of one: one map for each token."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         text = token_bytes[token]

@@ -13,8 +13,6 @@ from semshare_service.errors import InvalidParameter
 
 # Field → values that ask for nothing; null asks for nothing everywhere.
 _COMMON: Mapping[str, tuple[object, ...]] = {
-    "stream": (False,),
-    "stream_options": (),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
 }
@@ -54,10 +52,6 @@ CHAT_UNREAD = frozenset(
     }
 )
 
-_HINTS = {
-    "stream": "streaming is not offered yet: leave it out or send false",
-}
-
 
 def readable_fields(
     body: Mapping[str, Any], neutral: Mapping[str, tuple[object, ...]], unread: frozenset[str]
@@ -70,6 +64,7 @@ def readable_fields(
         if name not in neutral:
             fields[name] = value
         elif value is not None and value not in neutral[name]:
-            hint = _HINTS.get(name, "this service does not offer it: leave it out")
-            raise InvalidParameter(f"{name}: {hint}", param=name)
+            raise InvalidParameter(
+                f"{name}: this service does not offer it: leave it out", param=name
+            )
     return fields

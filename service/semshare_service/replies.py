@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,54 +22,89 @@ from semshare.types import (
     TokenLogprob,
     TokenSource,
 )
-from semshare_service.logprobs import TokenBytes, chat_logprobs, completion_logprobs
+from semshare_service.logprobs import TextOffsets, TokenBytes, chat_logprobs, completion_logprobs
 
 Body: TypeAlias = dict[str, Any]
 
 
-def completion_body(answer: Answer, *, model: str, queue_s: float, token_bytes: TokenBytes) -> Body:
-    """OpenAI's text completion with the `semshare` extension.
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How one of OpenAI's two routes words an answer.
 
-    `token_bytes` holds all tokens that the answer's log-probabilities tell of.
+    route:         `completions` or `chat`.
+    id_prefix:     of the answer's id.
+    object:        of a whole answer.
+    chunk_object:  of a streamed one's chunks.
+    content:       a whole choice's text, as fields of the choice.
+    delta:         the same of a piece of it, and whether that is the choice's first.
+    logprobs:      the choice's log-probabilities.
     """
-    head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "model": model}
-    choices = [
-        _choice(index, choice, {"text": choice.text}, completion_logprobs, token_bytes)
-        for index, choice in enumerate(answer.choices)
-    ]
-    return head | _generation(answer, choices, queue_s)
+
+    route: str
+    id_prefix: str
+    object: str
+    chunk_object: str
+    content: Callable[[str], Body]
+    delta: Callable[[str, bool], Body]
+    logprobs: Callable[[Sequence[TokenLogprob], TokenBytes, TextOffsets], Body]
+
+    def new_id(self) -> str:
+        """The id of one answer."""
+        return f"{self.id_prefix}-{uuid.uuid4().hex}"
 
 
-def chat_body(answer: Answer, *, model: str, queue_s: float, token_bytes: TokenBytes) -> Body:
-    """OpenAI's chat completion with the `semshare` extension.
-
-    `token_bytes` holds all tokens that the answer's log-probabilities tell of.
-    """
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "model": model}
-    choices = [
-        _choice(
-            index,
-            choice,
-            {"message": {"role": "assistant", "content": choice.text, "refusal": None}},
-            chat_logprobs,
-            token_bytes,
-        )
-        for index, choice in enumerate(answer.choices)
-    ]
-    return head | _generation(answer, choices, queue_s)
+def _chat_delta(text: str, is_first: bool) -> Body:
+    return {"delta": {"role": "assistant", "content": text} if is_first else {"content": text}}
 
 
-def _choice(
-    index: int,
-    choice: Choice,
-    content: Body,
-    logprobs: Callable[[Sequence[TokenLogprob], TokenBytes], Body],
-    token_bytes: TokenBytes,
+COMPLETION = AnswerForm(
+    route="completions",
+    id_prefix="cmpl",
+    object="text_completion",
+    chunk_object="text_completion",
+    content=lambda text: {"text": text},
+    delta=lambda text, _: {"text": text},
+    logprobs=completion_logprobs,
+)
+CHAT = AnswerForm(
+    route="chat",
+    id_prefix="chatcmpl",
+    object="chat.completion",
+    chunk_object="chat.completion.chunk",
+    content=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
+    delta=_chat_delta,
+    logprobs=chat_logprobs,
+)
+
+
+def answer_body(
+    answer: Answer, form: AnswerForm, *, model: str, queue_s: float, token_bytes: TokenBytes
 ) -> Body:
+    """A whole answer in OpenAI's form with the `semshare` extension.
+
+    `token_bytes` holds all tokens that the answer's log-probabilities tell of.
+    """
+    return {
+        "id": form.new_id(),
+        "object": form.object,
+        "model": model,
+        "created": int(time.time()),
+        "choices": [
+            _choice(index, choice, form, token_bytes) for index, choice in enumerate(answer.choices)
+        ],
+        "usage": usage_body(answer),
+        "semshare": extension_body(answer, queue_s),
+    }
+
+
+def _choice(index: int, choice: Choice, form: AnswerForm, token_bytes: TokenBytes) -> Body:
+    logprobs = None
+    if choice.logprobs:
+        logprobs = form.logprobs(choice.logprobs, token_bytes, TextOffsets())
     return {
         "index": index,
-        **content,
-        "logprobs": logprobs(choice.logprobs, token_bytes) if choice.logprobs else None,
+        **form.content(choice.text),
+        "logprobs": logprobs,
         "finish_reason": openai_finish_reason(choice.finish_reason),
     }
 
@@ -79,24 +114,25 @@ def openai_finish_reason(reason: FinishReason) -> str:
     return "length" if reason == "deadline" else reason
 
 
-def _generation(answer: Answer, choices: list[Body], queue_s: float) -> Body:
+def usage_body(answer: Answer) -> Body:
+    """Tokens of the prompt and of all choices, in OpenAI's form."""
     completion_tokens = sum(len(choice.token_ids) for choice in answer.choices)
     return {
-        "created": int(time.time()),
-        "choices": choices,
-        "usage": {
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": answer.prompt_tokens + completion_tokens,
-            # Only what was reused without loss is a cached token in OpenAI's sense.
-            "prompt_tokens_details": {"cached_tokens": answer.provenance.counts["prefix"]},
-        },
-        "semshare": {
-            **provenance_body(answer.provenance),
-            "remembered": answer.remembered,
-            "donor": None if answer.donor is None else donor_body(answer.donor),
-            "timings": {"queue_s": queue_s, **asdict(answer.timings)},
-        },
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": answer.prompt_tokens + completion_tokens,
+        # Only what was reused without loss is a cached token in OpenAI's sense.
+        "prompt_tokens_details": {"cached_tokens": answer.provenance.counts["prefix"]},
+    }
+
+
+def extension_body(answer: Answer, queue_s: float) -> Body:
+    """The `semshare` field of an answer that waited `queue_s` seconds for its turn."""
+    return {
+        **provenance_body(answer.provenance),
+        "remembered": answer.remembered,
+        "donor": None if answer.donor is None else donor_body(answer.donor),
+        "timings": {"queue_s": queue_s, **asdict(answer.timings)},
     }
 
 

@@ -191,6 +191,13 @@ class NamespaceFields(StrictModel):
     namespace: Namespace = DEFAULT_NAMESPACE
 
 
+class StreamOptions(StrictModel):
+    """OpenAI's `stream_options`. `include_obfuscation` pads chunks, which here changes nothing."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
 class GenerationFields(ReuseFields):
     """What completions and chat completions have in common."""
 
@@ -205,6 +212,22 @@ class GenerationFields(ReuseFields):
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stop: StopField = ()
     deadline_s: float | None = Field(default=None, gt=0)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_stream(
+        cls, value: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("there is no stream that it could be about: set stream to true")
+        return value
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a streamed answer ends with its usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def options(self, default_max_tokens: int) -> GenerateOptions:
         """Keyword arguments of `Engine.stream`. Greedy unless a temperature is given."""

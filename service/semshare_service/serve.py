@@ -20,6 +20,10 @@ from semshare_service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
+# A request that is given up at the stop ends between two steps of the model, and its client is told
+# before the connection is cut.
+_LAST_WORDS_S = 2.0
+
 
 def engine_loader(settings: ServiceSettings) -> EngineLoader:
     """A function that loads the model the settings name."""
@@ -80,7 +84,7 @@ async def serve(
     runner = web.AppRunner(
         app,
         handler_cancellation=True,  # a client that has gone takes its request with it
-        shutdown_timeout=settings.shutdown_timeout_s,
+        shutdown_timeout=settings.shutdown_timeout_s + _LAST_WORDS_S,
         access_log=logging.getLogger("semshare_service.access"),
     )
     await runner.setup()

@@ -140,6 +140,9 @@ class ServiceSettings(BaseSettings):
     request_timeout_s: float = Field(
         default=300.0, gt=0, le=86_400, description="seconds one request may take, waiting included"
     )
+    write_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="seconds after which a stuck reader is dropped"
+    )
     shutdown_timeout_s: float = Field(
         default=30.0, ge=0, le=3600, description="seconds running requests get after SIGTERM"
     )

@@ -34,6 +34,8 @@ _NAMES = {
     "application/x-msgpack": MediaType.MSGPACK,
     "application/vnd.msgpack": MediaType.MSGPACK,
 }
+# A client that wants events says so in the body; the headers only show that it can read them.
+_LEFT_TO_US = frozenset(("*/*", "application/*", "text/event-stream"))
 
 
 def request_media_type(content_type: str | None) -> MediaType:
@@ -60,7 +62,7 @@ def response_media_type(accept: str | None, default: MediaType) -> MediaType:
     for entry in accept.split(","):
         name, _, parameters = entry.partition(";")
         name = name.strip().lower()
-        offered = default if name in ("*/*", "application/*") else _NAMES.get(name)
+        offered = default if name in _LEFT_TO_US else _NAMES.get(name)
         quality = _quality(parameters)
         if offered is not None and quality > best_quality:
             best, best_quality = offered, quality

@@ -15,8 +15,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -32,6 +33,7 @@ WorkerState: TypeAlias = Literal["loading", "ready", "failed", "stopped"]
 # An operation gets the engine and a function that is true once nobody waits for the result.
 Abandoned: TypeAlias = Callable[[], bool]
 Operation: TypeAlias = Callable[[Engine, Abandoned], T]
+StreamOperation: TypeAlias = Callable[[Engine, Abandoned], Generator[T]]
 
 _RECENT = 32  # requests whose mean service time estimates the wait
 _FIRST_GUESS_S = 1.0  # service time before any request has been served
@@ -115,17 +117,51 @@ class ModelWorker:
         Raises `QueueFull`, `ServiceUnavailable` or whatever the operation raises. Cancelling the
         caller drops the job if it has not started.
         """
+        with self._submitted(operation) as job:
+            return await asyncio.wrap_future(job.future)
+
+    async def stream(self, operation: StreamOperation[T]) -> AsyncGenerator[Served[T]]:
+        """Run `operation` in the worker's thread and yield each of its items as it comes.
+
+        The thread never waits for whoever takes them: what is not taken yet is kept. Raises as
+        `submit` does. Closing the generator drops a job that has not started, and tells one that
+        runs.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Served[T] | None] = asyncio.Queue()  # None: there are no more
+        submitted = time.monotonic()
+
+        def tell(item: Served[T] | None) -> None:
+            if not loop.is_closed():  # it may be, after a stop that was not waited for
+                loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+        def run(engine: Engine, abandoned: Abandoned) -> None:
+            queue_s = time.monotonic() - submitted
+            with closing(operation(engine, abandoned)) as items:
+                for item in items:
+                    tell(Served(item, queue_s))
+
+        with self._submitted(run) as job:
+            job.future.add_done_callback(lambda _: tell(None))
+            while (item := await arrived.get()) is not None:
+                yield item
+            job.future.result()  # raises what the operation has raised
+
+    @contextmanager
+    def _submitted(self, operation: Operation[T]) -> Iterator[_Job]:
+        """A job in the queue; it is taken out of it, or told, when the block ends."""
         job = _Job(operation, time.monotonic())
         with self._changed:
             self._refuse_unless_accepting()
             self._queue.append(job)
             self._changed.notify_all()
         try:
-            return await asyncio.wrap_future(job.future)
+            yield job
         finally:
             job.abandoned.set()
+            job.future.cancel()
             with self._changed:
-                if job in self._queue:  # cancelled before its turn: its place is free again
+                if job in self._queue:  # given up before its turn: its place is free again
                     self._queue.remove(job)
 
     def status(self) -> WorkerStatus:
@@ -148,15 +184,20 @@ class ModelWorker:
             self._fail_waiting()
             self._changed.notify_all()
 
+    def give_up_running(self) -> None:
+        """Tell the running jobs that nobody waits for them any more."""
+        with self._changed:
+            for job in self._running:
+                job.abandoned.set()
+
     async def close(self, timeout_s: float) -> bool:
         """Drain, tell the running jobs to give up, and wait for their end within a bound.
 
         Returns whether all threads have ended; those that have not die with the process.
         """
         self.drain()
+        self.give_up_running()
         with self._changed:
-            for job in self._running:
-                job.abandoned.set()
             threads = list(self._threads)
         ends = time.monotonic() + timeout_s
         for thread in threads:

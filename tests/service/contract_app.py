@@ -84,6 +84,7 @@ KV = [b"\x81header", b"tensor " * 20_000, b"tensor"]
 
 def donor_body(number: int, **fields: Any) -> dict[str, Any]:
     body = {"id": f"d{number}", "namespace": "default", "tokens": 6, "bytes": 600, "pinned": False}
+    body |= {"created": 1.5, "last_used": 2.5, "expires": None, "published": False}
     return {"object": "donor", **body, **fields}
 
 

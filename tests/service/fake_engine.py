@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from semshare.config import ReusePolicy
 from semshare.engine.limits import LimitsOf, unlimited
-from semshare.errors import NotFound, PromptTooLong
+from semshare.errors import GivenUp, NotFound, PromptTooLong
 from semshare.types import (
     Answer,
     Choice,
@@ -38,6 +38,7 @@ class FakeEngine:
     """One token a character. The first four tokens of a prompt are a prefix hit, two are a span.
 
     hold:      while clear, every call waits in the worker's thread.
+    hold_rest: while clear, streams wait after their first piece until they are given up.
     hold_idle: the same for the computing of pending prompts.
     entered:   released once for each call that has begun.
     error:     raised by every call.
@@ -48,6 +49,7 @@ class FakeEngine:
     max_context: int = MAX_CONTEXT
     hold: threading.Event = field(default_factory=threading.Event)
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    hold_rest: threading.Event = field(default_factory=threading.Event)
     hold_idle: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
     pending: int = 0
@@ -61,6 +63,7 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self.hold.set()
+        self.hold_rest.set()
         self.hold_idle.set()
 
     def _begin(self, name: str, argument: Any) -> None:
@@ -167,6 +170,7 @@ class FakeEngine:
         stop: Sequence[str] = (),
         n: int = 1,
         deadline_s: float | None = None,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta]:
         tokens = self._length(prompt)
         arguments = {
@@ -201,10 +205,15 @@ class FakeEngine:
             choices=choices,
         )
         try:
-            for token in first.token_ids:
-                yield TextDelta(WORDS[token], [token])
+            for delta in _pieces(choices):
+                if given_up():
+                    raise GivenUp
+                yield delta
+                while not self.hold_rest.wait(timeout=0.01):
+                    if given_up():
+                        raise GivenUp
             yield TextDelta("", [], answer)
-        except GeneratorExit:
+        except (GeneratorExit, GivenUp):
             self.given_up += 1
             raise
 
@@ -240,6 +249,17 @@ class FakeEngine:
         finished = self.pending if limit is None else min(limit, self.pending)
         self.pending -= finished
         return [DonorInfo("d", "default", 1, BYTES_PER_TOKEN)] * finished
+
+
+def _pieces(choices: Sequence[Choice]) -> Iterator[TextDelta]:
+    """A token of each choice, then the next of each."""
+    longest = max(len(choice.token_ids) for choice in choices)
+    for at in range(longest):
+        for index, choice in enumerate(choices):
+            for token in choice.token_ids[at : at + 1]:
+                yield TextDelta(
+                    WORDS[token], [token], index=index, logprobs=choice.logprobs[at : at + 1]
+                )
 
 
 def _choice(index: int, max_tokens: int, reason: FinishReason, logprobs: int | None) -> Choice:

@@ -31,6 +31,7 @@ async def running(engine: Any, **settings: Any) -> AsyncIterator[TestClient]:
             yield client
         finally:
             if isinstance(engine, FakeEngine):
+                engine.hold_rest.set()
                 engine.hold.set()  # so that the worker can end
 
 

@@ -33,6 +33,7 @@ EXAMPLES: list[tuple[library.SemShareError, int, str]] = [
     (service.QueueFull("m", retry_after_s=3.0), 429, "queue_full"),
     (service.RequestTimedOut("m"), 504, "timeout"),
     (service.ServiceUnavailable("m"), 503, "unavailable"),
+    (service.NotOffered("m"), 404, "not_offered"),
     (library.BenchmarkRefused("m"), 500, "internal_error"),
     (library.SemShareError("m"), 500, "internal_error"),
 ]

@@ -9,7 +9,7 @@ import openai
 import pytest
 from aiohttp.test_utils import TestClient
 from fake_engine import WORDS, FakeEngine
-from service_helpers import entered, running, status_where, url_of
+from service_helpers import entered, running, status_where, url_of, worker_of
 
 
 def package_for(client: TestClient) -> openai.AsyncOpenAI:
@@ -109,9 +109,6 @@ async def test_errors(client: TestClient, engine: FakeEngine) -> None:
         with pytest.raises(openai.BadRequestError) as long:
             await package.completions.create(model="fake", prompt="x" * 2000)
         assert long.value.code == "context_length_exceeded"
-        with pytest.raises(openai.BadRequestError) as streaming:
-            await package.completions.create(model="fake", prompt="x", stream=True)
-        assert streaming.value.param == "stream"
         with pytest.raises(openai.NotFoundError) as other:
             await package.completions.create(model="gpt-4", prompt="x")
         assert other.value.code == "model_not_found"
@@ -132,3 +129,68 @@ async def test_a_full_queue_is_a_rate_limit(engine: FakeEngine) -> None:
         assert int(caught.value.response.headers["Retry-After"]) >= 1
         engine.hold.set()
         await asyncio.gather(*held)
+
+
+async def test_a_streamed_chat_with_usage(client: TestClient) -> None:
+    messages: list[Any] = [{"role": "user", "content": "hello"}]
+    texts = ["", ""]
+    async with package_for(client) as package:
+        stream = await package.chat.completions.create(
+            model="fake",
+            messages=messages,
+            n=2,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == ["one two three four", " two three four"]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (5, 7)
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == 4
+
+
+async def test_the_synchronous_package_streams(client: TestClient) -> None:
+    def complete() -> tuple[str, list[str | None]]:
+        with openai.OpenAI(
+            base_url=f"{url_of(client)}/v1", api_key="unused", max_retries=0, timeout=60
+        ) as package:
+            chunks = list(package.completions.create(model="fake", prompt="x", stream=True))
+        choices = [chunk.choices[0] for chunk in chunks]
+        return "".join(choice.text for choice in choices), [
+            choice.finish_reason for choice in choices
+        ]
+
+    text, reasons = await asyncio.to_thread(complete)
+    assert text == "".join(WORDS)
+    assert reasons == [None] * 4 + ["stop"]
+
+
+async def test_errors_of_streams_are_the_packages_own(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    async with package_for(client) as package:
+        with pytest.raises(openai.BadRequestError) as long:
+            await package.completions.create(model="fake", prompt="x" * 2000, stream=True)
+        assert long.value.code == "context_length_exceeded"
+        engine.hold_rest.clear()
+        stream = await package.completions.create(model="fake", prompt="x", stream=True)
+        assert (await anext(stream)).choices[0].text == "one"
+        worker_of(client).drain()
+        worker_of(client).give_up_running()
+        with pytest.raises(openai.APIError, match="stopped before") as stopped:
+            await anext(stream)
+        assert stopped.value.code == "unavailable"
+
+
+async def test_embeddings_and_one_model(client: TestClient) -> None:
+    async with package_for(client) as package:
+        assert (await package.models.retrieve("fake")).owned_by == "semshare"
+        with pytest.raises(openai.NotFoundError) as refused:
+            await package.embeddings.create(model="fake", input="x")
+        assert refused.value.code == "not_offered"

@@ -270,7 +270,7 @@ async def test_without_an_accept_header_the_form_is_the_requests(client: TestCli
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        ("/v1/completions", {"prompt": "x", "stream": True}, "stream"),
+        ("/v1/completions", {"prompt": "x", "stream": 1}, "stream"),
         ("/v1/completions", {"prompt": "x", "n": 65}, "n"),
         ("/v1/completions", {"prompt": "x", "logprobs": 6}, "logprobs"),
         ("/v1/completions", {"prompt": "x", "speed": 1}, "speed"),

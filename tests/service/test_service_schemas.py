@@ -53,7 +53,7 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
         ("n", 0),
         ("n", 65),
         ("n", True),
-        ("stream", True),
+        ("stream", 1),
         ("echo", True),
         ("logprobs", 6),
         ("logprobs", -1),
@@ -116,7 +116,7 @@ def test_what_can_not_be_honoured_is_refused_by_name(field: str, value: Any) -> 
         ("web_search_options", {}),
         ("best_of", 2),
         ("n", 65),
-        ("stream", True),
+        ("stream", 1),
     ],
 )
 def test_what_chat_can_not_honour_is_refused_by_name(field: str, value: Any) -> None:

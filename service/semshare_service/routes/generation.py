@@ -1,94 +1,135 @@
-"""Completions and chat completions, in OpenAI's form."""
+"""Completions and chat completions, in OpenAI's form, whole or as events."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
-from semshare.types import Answer, Prompt, TextDelta
+from semshare.errors import GivenUp
+from semshare.types import Answer, GenerateOptions, Prompt, TextDelta
+from semshare_service.chunks import ChunkWriter, Piece
 from semshare_service.context import SERVICE, Service, tenant_of
 from semshare_service.engine import Engine
 from semshare_service.errors import ServiceUnavailable, UnknownModel
 from semshare_service.exchange import read_body, request_id, respond
 from semshare_service.logprobs import TokenBytes, named_tokens
 from semshare_service.observed import Answered
-from semshare_service.replies import Body, chat_body, completion_body
+from semshare_service.replies import CHAT, COMPLETION, AnswerForm, Body, answer_body
 from semshare_service.schemas import ChatRequest, CompletionRequest, GenerationFields
+from semshare_service.streams import send_events
+from semshare_service.tenants import Tenant
 from semshare_service.worker import Abandoned
 
 routes = web.RouteTableDef()
 
 
 @routes.post("/v1/completions")
-async def complete(request: web.Request) -> web.Response:
+async def complete(request: web.Request) -> web.StreamResponse:
     """A text completion in OpenAI's form."""
     fields = CompletionRequest.parse(await read_body(request))
-    return await _generate(request, "completions", fields, fields.prompt, completion_body)
+    return await _generate(request, COMPLETION, fields, fields.prompt)
 
 
 @routes.post("/v1/chat/completions")
-async def chat(request: web.Request) -> web.Response:
+async def chat(request: web.Request) -> web.StreamResponse:
     """A chat completion in OpenAI's form."""
     fields = ChatRequest.parse(await read_body(request))
     messages = [message.as_chat_message() for message in fields.messages]
-    return await _generate(request, "chat", fields, messages, chat_body)
+    return await _generate(request, CHAT, fields, messages)
 
 
 async def _generate(
-    request: web.Request,
-    route: str,
-    fields: GenerationFields,
-    prompt: Prompt,
-    reply: Callable[..., Body],
-) -> web.Response:
+    request: web.Request, form: AnswerForm, fields: GenerationFields, prompt: Prompt
+) -> web.StreamResponse:
     service, tenant = request.app[SERVICE], tenant_of(request)
     options = fields.options(service.settings.default_max_tokens)
     namespace = options["namespace"]
     options["namespace"] = tenant.space(namespace)
+    asked = _Asked(service, request_id(request), form, tenant, namespace, prompt, options)
     model = _served_model(service, fields.model)
+    if fields.stream:
+        writer = ChunkWriter(form, model=model, include_usage=fields.include_usage)
+        return await send_events(request, _chunks(asked, writer))
+    return respond(request, await _whole(asked, model))
 
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request for an answer. `namespace` is the tenant's; `options` name the engine's."""
+
+    service: Service
+    request_id: str
+    form: AnswerForm
+    tenant: Tenant
+    namespace: str
+    prompt: Prompt
+    options: GenerateOptions
+
+    def deltas(self, engine: Engine, abandoned: Abandoned) -> Generator[TextDelta]:
+        """The engine's pieces. Closing it, or nobody waiting any more, frees all KV slots."""
+        try:
+            yield from engine.stream(self.prompt, **self.options, given_up=abandoned)
+        except GivenUp:
+            raise ServiceUnavailable(
+                "the service stopped before the answer was complete: send the request to another "
+                "one"
+            ) from None
+
+    def ended(self, answer: Answer, queue_s: float) -> Answer:
+        """The answer in the tenant's own words; whoever listens is told of it."""
+        if answer.donor is not None:
+            answer = replace(answer, donor=replace(answer.donor, namespace=self.namespace))
+        self.service.answered(
+            Answered(
+                request_id=self.request_id,
+                route=self.form.route,
+                tenant=self.tenant,
+                namespace=self.namespace,
+                prompt=self.prompt,
+                policy=self.options["policy"],
+                answer=answer,
+                queue_s=queue_s,
+                ended=time.time(),
+            )
+        )
+        return answer
+
+
+async def _whole(asked: _Asked, model: str) -> Body:
     def operation(engine: Engine, abandoned: Abandoned) -> tuple[Answer, TokenBytes]:
-        answer = _whole_answer(engine.stream(prompt, **options), abandoned)
+        with closing(asked.deltas(engine, abandoned)) as deltas:
+            answer = next(delta.answer for delta in deltas if delta.answer is not None)
         named = named_tokens(found for choice in answer.choices for found in choice.logprobs)
         return answer, {token: engine.token_bytes(token) for token in named}
 
-    served = await service.worker.submit(operation)
+    served = await asked.service.worker.submit(operation)
     answer, token_bytes = served.value
-    if answer.donor is not None:
-        answer = replace(answer, donor=replace(answer.donor, namespace=namespace))
-    service.answered(
-        Answered(
-            request_id=request_id(request),
-            route=route,
-            tenant=tenant,
-            namespace=namespace,
-            prompt=prompt,
-            policy=options["policy"],
-            answer=answer,
-            queue_s=served.queue_s,
-            ended=time.time(),
-        )
+    answer = asked.ended(answer, served.queue_s)
+    return answer_body(
+        answer, asked.form, model=model, queue_s=served.queue_s, token_bytes=token_bytes
     )
-    body = reply(answer, model=model, queue_s=served.queue_s, token_bytes=token_bytes)
-    return respond(request, body)
 
 
-def _whole_answer(deltas: Iterator[TextDelta], abandoned: Abandoned) -> Answer:
-    """The answer at the end of a stream; one that nobody waits for ends between two tokens."""
-    try:
-        for delta in deltas:
-            if delta.answer is not None:
-                return delta.answer
-            if abandoned():
-                break
-    finally:
-        # Now, not when the error below is forgotten: a stream left open holds KV slots.
-        if isinstance(deltas, Generator):
-            deltas.close()
-    raise ServiceUnavailable("the request was given up before its answer was complete")
+async def _chunks(asked: _Asked, writer: ChunkWriter) -> AsyncGenerator[Body]:
+    def operation(engine: Engine, abandoned: Abandoned) -> Generator[Piece]:
+        with closing(asked.deltas(engine, abandoned)) as deltas:
+            for delta in deltas:
+                named = named_tokens(delta.logprobs)
+                yield Piece(delta, {token: engine.token_bytes(token) for token in named})
+
+    async with aclosing(asked.service.worker.stream(operation)) as pieces:
+        async for served in pieces:
+            for chunk in writer.piece(served.value):
+                yield chunk
+            answer = served.value.delta.answer
+            if answer is not None:
+                answer = asked.ended(answer, served.queue_s)
+                for chunk in writer.end(answer, queue_s=served.queue_s):
+                    yield chunk
 
 
 def _served_model(service: Service, wanted: str | None) -> str:

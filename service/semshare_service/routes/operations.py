@@ -6,10 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
-from semshare_service.context import SERVICE
-from semshare_service.errors import ServiceUnavailable
+from semshare_service.context import SERVICE, Service
+from semshare_service.errors import ServiceUnavailable, UnknownModel
 from semshare_service.exchange import respond
-from semshare_service.replies import list_body
+from semshare_service.replies import Body, list_body
 
 routes = web.RouteTableDef()
 
@@ -37,20 +37,31 @@ async def ready(request: web.Request) -> web.Response:
 @routes.get("/v1/models")
 async def models(request: web.Request) -> web.Response:
     """The one model, in OpenAI's form."""
-    service = request.app[SERVICE]
+    return respond(request, list_body([_model(request.app[SERVICE])]))
+
+
+@routes.get("/v1/models/{id:.+}")
+async def model(request: web.Request) -> web.Response:
+    """The one model, by its name; a hub's names have slashes in them."""
+    loaded, wanted = _model(request.app[SERVICE]), request.match_info["id"]
+    if wanted != loaded["id"]:
+        raise UnknownModel(f"the model {wanted!r} is not served here: this is {loaded['id']!r}")
+    return respond(request, loaded)
+
+
+def _model(service: Service) -> Body:
     status = service.worker.status()
     if status.model is None:
         raise ServiceUnavailable(
             "the model is not loaded: GET /ready says how it stands", retry_after_s=1.0
         )
-    model = {
+    return {
         "id": status.model,
         "object": "model",
         "created": service.started,
         "owned_by": "semshare",
         "max_model_len": status.max_context,
     }
-    return respond(request, list_body([model]))
 
 
 def _version() -> str:
