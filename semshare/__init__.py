@@ -23,6 +23,7 @@ from semshare.types import (
     Divergence,
     DonorInfo,
     FreshReason,
+    ModeDivergence,
     Provenance,
     ReusePlan,
     Score,
@@ -30,6 +31,7 @@ from semshare.types import (
     Timings,
     TokenLogprob,
     TokenSource,
+    Verification,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ __all__ = [
     "FreshReason",
     "InvalidPolicy",
     "InvalidRequest",
+    "ModeDivergence",
     "ModelNotAvailable",
     "NotFound",
     "PoolExhausted",
@@ -65,6 +68,7 @@ __all__ = [
     "TokenLogprob",
     "TokenSource",
     "UnsupportedModel",
+    "Verification",
     "__version__",
 ]
 

@@ -9,9 +9,11 @@ from aiohttp import web
 
 from semshare_service.context import SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
-from semshare_service.exchange import error_middleware
+from semshare_service.exchange import READ_TIMEOUT_S, error_middleware
+from semshare_service.observed import Answered
 from semshare_service.routes import all_routes
 from semshare_service.settings import ServiceSettings
+from semshare_service.shadow import Shadow
 from semshare_service.worker import ModelWorker
 
 
@@ -25,10 +27,12 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     Run it with `handler_cancellation=True` (`serve.run` does), otherwise requests whose client
     has gone stay in the queue.
     """
+    shadow = Shadow(settings.shadow_share)
     worker = ModelWorker(
         engine if callable(engine) else lambda: engine,
         queue_limit=settings.queue_limit,
         concurrency=settings.concurrency,
+        idle_work=shadow,
     )
 
     async def worker_life(_: web.Application) -> AsyncIterator[None]:
@@ -45,8 +49,15 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         middlewares=[error_middleware(settings.request_timeout_s)],
         client_max_size=settings.max_body_bytes,
     )
-    app[SERVICE] = Service(settings, worker, started=int(time.time()))
+    app[READ_TIMEOUT_S] = settings.read_timeout_s
+    app[SERVICE] = Service(settings, worker, started=int(time.time()), shadow=shadow)
+    app[SERVICE].listeners.append(lambda event: _offer(event, shadow, worker))
     app.cleanup_ctx.append(worker_life)
     app.on_shutdown.append(refuse_waiting)
     app.add_routes(all_routes())
     return app
+
+
+def _offer(event: Answered, shadow: Shadow, worker: ModelWorker) -> None:
+    if shadow.offer(event):
+        worker.wake()

@@ -6,11 +6,18 @@ engine's own business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeAlias, Unpack
 
 from semshare.config import ReusePolicy
-from semshare.types import DonorInfo, GenerateOptions, Prompt, ReusePlan, TextDelta
+from semshare.types import (
+    DonorInfo,
+    GenerateOptions,
+    Prompt,
+    ReusePlan,
+    TextDelta,
+    Verification,
+)
 
 
 class Engine(Protocol):
@@ -46,6 +53,17 @@ class Engine(Protocol):
 
     def complete_pending(self, *, limit: int | None = ...) -> list[DonorInfo]:
         """Compute in full what was answered from approximate KV and is to be remembered."""
+
+    def verify_answer(
+        self,
+        prompt: Prompt,
+        answer: Sequence[int],
+        *,
+        policy: ReusePolicy | None = ...,
+        namespace: str = ...,
+        between: Callable[[], None] = ...,
+    ) -> Verification:
+        """Score an answer in full and with reuse; `between` is called after each bounded piece."""
 
 
 EngineLoader: TypeAlias = Callable[[], Engine]

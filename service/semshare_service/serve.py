@@ -11,12 +11,15 @@ from aiohttp import web
 
 from semshare.config import EngineConfig
 from semshare_service.app import create_app
+from semshare_service.connections import Connections
 from semshare_service.context import SERVICE
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
 from semshare_service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
+
+_BACKLOG = 128  # connections that wait to be accepted
 
 
 def engine_loader(settings: ServiceSettings) -> EngineLoader:
@@ -29,7 +32,10 @@ def engine_loader(settings: ServiceSettings) -> EngineLoader:
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
-            config=EngineConfig(kv_budget_bytes=int(settings.kv_budget_bytes)),
+            config=EngineConfig(
+                kv_budget_bytes=int(settings.kv_budget_bytes),
+                max_divergence=settings.shadow_max_divergence if settings.shadow_share else None,
+            ),
         )
 
     return load
@@ -47,29 +53,42 @@ async def serve(
     on_listening: called once with the address, before the model is loaded.
     """
     app = create_app(load or engine_loader(settings), settings)
+    connections = Connections(settings.max_connections)
+    app.middlewares.insert(0, connections.middleware)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,  # a client that has gone takes its request with it
         shutdown_timeout=settings.shutdown_timeout_s,
+        # Counted from the connection or the last response to the end of the next request's head.
+        keepalive_timeout=settings.read_timeout_s,
         access_log=logging.getLogger("semshare_service.access"),
     )
     await runner.setup()
     loaded = asyncio.wrap_future(app[SERVICE].worker.loaded)
+    listening: asyncio.Server | None = None
     try:
-        await _listen(runner, settings)
-        address = _address(runner)
+        listening = await _listen(runner, connections, settings)
+        address = _address(listening)
         logger.info("listening on %s", address)
         if on_listening is not None:
             on_listening(address)
         await _until_stopped(loaded)
     finally:
         loaded.cancel()
+        if listening is not None:
+            listening.close()
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, settings: ServiceSettings) -> None:
+async def _listen(
+    runner: web.AppRunner, connections: Connections, settings: ServiceSettings
+) -> asyncio.Server:
+    assert runner.server is not None  # noqa: S101 - it has been set up
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        # Not a `web.TCPSite`, which takes every connection that comes.
+        return await asyncio.get_running_loop().create_server(
+            connections.bound(runner.server), settings.host, settings.port, backlog=_BACKLOG
+        )
     except OSError as error:
         raise ServiceUnavailable(
             f"can't listen on {settings.host} port {settings.port}: {error.strerror}; choose "
@@ -96,8 +115,8 @@ async def _until_stopped(loaded: asyncio.Future[None]) -> None:
             loop.remove_signal_handler(number)
 
 
-def _address(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
+def _address(listening: asyncio.Server) -> str:
+    host, port = listening.sockets[0].getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,11 @@ from semshare.errors import NotFound, PromptTooLong
 from semshare.types import (
     Answer,
     Choice,
+    Divergence,
     DonorInfo,
     FinishReason,
     FreshReason,
+    ModeDivergence,
     Prompt,
     Provenance,
     ReusePlan,
@@ -24,6 +26,7 @@ from semshare.types import (
     Timings,
     TokenLogprob,
     TokenSource,
+    Verification,
 )
 
 MAX_CONTEXT = 1024
@@ -190,6 +193,21 @@ class FakeEngine:
         finished = self.pending if limit is None else min(limit, self.pending)
         self.pending -= finished
         return [DonorInfo("d", "default", 1, BYTES_PER_TOKEN)] * finished
+
+    def verify_answer(
+        self,
+        prompt: Prompt,
+        answer: Sequence[int],
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = "default",
+        between: Callable[[], None] = lambda: None,
+    ) -> Verification:
+        arguments = {"prompt": prompt, "answer": answer, "policy": policy, "namespace": namespace}
+        self._begin("verify_answer", arguments)
+        between()
+        mode = (policy or ReusePolicy()).mode
+        return Verification((ModeDivergence(mode, Divergence(0.1, 1.0, len(answer)), True),), mode)
 
 
 def _choice(index: int, max_tokens: int, reason: FinishReason, logprobs: int | None) -> Choice:

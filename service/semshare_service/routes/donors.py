@@ -7,7 +7,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from semshare.types import DonorInfo
-from semshare_service.context import run, tenant_of
+from semshare_service.context import SERVICE, run, tenant_of
 from semshare_service.engine import Engine
 from semshare_service.exchange import read_body
 from semshare_service.replies import Body, donor_body, list_body, match_body
@@ -60,7 +60,7 @@ async def forget(request: web.Request) -> web.Response:
 async def match(request: web.Request) -> web.Response:
     """The reuse plan of a prompt. Nothing is computed."""
     fields = MatchRequest.parse(await read_body(request))
-    namespace, policy = fields.reuse()
+    namespace, policy = fields.reuse(measured=request.app[SERVICE].shadow.is_on)
     space = tenant_of(request).space(namespace)
 
     def operation(engine: Engine, _: Abandoned) -> Body:

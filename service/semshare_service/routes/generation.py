@@ -45,7 +45,7 @@ async def _generate(
     reply: Callable[..., Body],
 ) -> web.Response:
     service, tenant = request.app[SERVICE], tenant_of(request)
-    options = fields.options(service.settings.default_max_tokens)
+    options = fields.options(service.settings.default_max_tokens, measured=service.shadow.is_on)
     namespace = options["namespace"]
     options["namespace"] = tenant.space(namespace)
     model = _served_model(service, fields.model)
