@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TypeAlias, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from semshare_service.errors import error_body
 from semshare_service.wire import MediaType, encode
+
+# In place of aiohttp's own, which writes what it could not read into the log.
+server_logger = logging.getLogger("semshare_service.http")
 
 ProtocolFactory: TypeAlias = Callable[[], asyncio.BaseProtocol]
 
@@ -86,3 +91,17 @@ class _Refusal(asyncio.Protocol):
         writing = cast(asyncio.WriteTransport, transport)
         writing.write(head.encode("ascii") + body)
         writing.close()
+
+
+class _WithoutContents(logging.Filter):
+    """A head that can't be read may hold a key: the log says that there was one, and no more."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, HttpProcessingError):
+            record.msg, record.exc_info = f"{record.msg}: {type(error).__name__}", None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return True
+
+
+server_logger.addFilter(_WithoutContents())

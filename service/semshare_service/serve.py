@@ -11,7 +11,7 @@ from aiohttp import web
 
 from semshare.config import EngineConfig
 from semshare_service.app import create_app
-from semshare_service.connections import Connections
+from semshare_service.connections import Connections, server_logger
 from semshare_service.context import SERVICE
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
@@ -20,6 +20,7 @@ from semshare_service.settings import ServiceSettings
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 128  # connections that wait to be accepted
+_LINGERING_S = 2.0  # reads on after an early refusal, so that a client that still sends gets it
 
 
 def engine_loader(settings: ServiceSettings) -> EngineLoader:
@@ -61,6 +62,8 @@ async def serve(
         shutdown_timeout=settings.shutdown_timeout_s,
         # Counted from the connection or the last response to the end of the next request's head.
         keepalive_timeout=settings.read_timeout_s,
+        lingering_time=_LINGERING_S,
+        logger=server_logger,
         access_log=logging.getLogger("semshare_service.access"),
     )
     await runner.setup()

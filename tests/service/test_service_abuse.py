@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import math
+import re
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -83,13 +85,17 @@ async def heard(reader: asyncio.StreamReader) -> bytes:
 
 async def assert_alive(address: str) -> None:
     told = await spoken(address, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    assert told.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert statuses(told) == [200]
+
+
+def statuses(told: bytes) -> list[int]:
+    """Of the responses, in their order."""
+    return [int(digits) for digits in re.findall(rb"HTTP/1\.[01] (\d{3}) ", told)]
 
 
 def refused(told: bytes) -> bool:
     """Every response is a 4xx."""
-    statuses = [part[:3] for part in told.split(b"HTTP/1.1 ")[1:]]
-    return bool(statuses) and all(status.startswith(b"4") for status in statuses)
+    return bool(statuses(told)) and all(400 <= status < 500 for status in statuses(told))
 
 
 # ------------------------------------------------------------------ the head
@@ -114,9 +120,15 @@ BROKEN_HEADS = {
 
 
 @pytest.mark.parametrize("head", BROKEN_HEADS.values(), ids=list(BROKEN_HEADS))
-async def test_a_broken_head_is_refused(address: str, head: bytes) -> None:
+async def test_a_broken_head_is_refused(
+    address: str, head: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     assert refused(await spoken(address, head))
     await assert_alive(address)
+    # One line that repeats nothing of what was sent, which may be a key or a prompt.
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage() for record in told if "127.0.0.1" not in record.message] == []
+    assert not any(record.exc_info for record in told)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +144,6 @@ async def test_a_broken_head_is_refused(address: str, head: bytes) -> None:
         "/v1/models/" + "a" * 8000,
         "/v1/donors?namespace=../x",
         "/v1/donors?namespace=" + "a" * 5000,
-        "/v1/donors?namespace=a&namespace=%00",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
@@ -145,9 +156,9 @@ async def test_a_path_leads_nowhere_else(address: str, method: str, path: str) -
 async def test_what_follows_a_request_on_its_connection_is_read_alone(address: str) -> None:
     good = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
     told = await spoken(address, good + good + b"\xff\xfe garbage \r\n\r\n" + good)
-    statuses = [part[:3] for part in told.split(b"HTTP/1.1 ")[1:]]
-    assert statuses[-1] == b"400"
-    assert set(statuses[:-1]) <= {b"200"}
+    *before, last = statuses(told)
+    assert last == 400
+    assert set(before) <= {200}
     # Many at once, and gone before the first answer is read.
     _, writer = await connected(address)
     writer.write(good * 2000)
@@ -157,7 +168,6 @@ async def test_what_follows_a_request_on_its_connection_is_read_alone(address: s
 
 # ------------------------------------------------------------------ the body
 
-DEEP = 100_000
 JSON, MSGPACK = "application/json", "application/msgpack"
 BROKEN_BODIES: dict[str, tuple[str, bytes]] = {
     "nothing": (JSON, b""),
@@ -346,9 +356,9 @@ async def test_a_head_that_drips_in_is_cut_off(engine: FakeEngine) -> None:
     async with serving(engine, read_timeout_s=0.3) as address:
         assert await dripped(address, b"GET /health HTTP/1.1\r\nX: ") == b""
         # Also behind a request that was answered.
-        told = await dripped(address, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /health HT")
-        assert told.count(b"HTTP/1.1 ") <= 2
-        assert told.startswith(b"HTTP/1.1 200 OK")
+        head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+        told = await dripped(address, head + b"\r\n" + head + b"X: ")
+        assert statuses(told) == [200]
         await assert_alive(address)
 
 
@@ -364,7 +374,7 @@ async def test_a_body_that_drips_in_is_refused(engine: FakeEngine) -> None:
     )
     async with serving(engine, read_timeout_s=0.3) as address:
         told = await dripped(address, head)
-        assert told.startswith(b"HTTP/1.1 408 ")
+        assert statuses(told) == [408]
         assert b'"code": "body_too_slow"' in told
         await assert_alive(address)
     assert engine.calls == []
@@ -396,9 +406,9 @@ async def test_connections_with_a_request_in_progress_are_kept(engine: FakeEngin
         for _ in asked:
             await entered(engine)
         told = await spoken(address, ask)
-        assert told.startswith(b"HTTP/1.1 503 ")
+        assert statuses(told) == [503]
         assert b"max_connections" in told
         engine.hold.set()
         for answer in asked:
-            assert (await answer).startswith(b"HTTP/1.1 200 OK")
+            assert statuses(await answer) == [200]
         await assert_alive(address)
