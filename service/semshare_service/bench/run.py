@@ -128,7 +128,7 @@ def _counted(tally: Tally) -> dict[str, Any]:
     }
 
 
-async def _overhead(seconds: float, split: Split, note: Step) -> dict[str, float]:
+async def _overhead(seconds: float, split: Split, note: Step) -> dict[str, float | None]:
     """By how much requests took longer than the median call in process."""
     bodies = request_bodies(split)
     note("in process")
@@ -151,7 +151,7 @@ def _call_stub(bodies: Sequence[Body], seconds: float) -> list[float]:
     until = time.monotonic() + seconds
 
     def client(number: int) -> list[float]:
-        durations = []
+        durations: list[float] = []
         while time.monotonic() < until:
             started = time.monotonic()
             messages = bodies[(number + len(durations)) % len(bodies)]["messages"]
