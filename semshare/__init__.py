@@ -27,6 +27,7 @@ from semshare.types import (
     Divergence,
     DonorInfo,
     FreshReason,
+    ModeDivergence,
     Provenance,
     ReusePlan,
     Score,
@@ -34,6 +35,7 @@ from semshare.types import (
     Timings,
     TokenLogprob,
     TokenSource,
+    Verification,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ __all__ = [
     "InvalidPolicy",
     "InvalidRequest",
     "KVMismatch",
+    "ModeDivergence",
     "ModelNotAvailable",
     "NotFound",
     "PoolExhausted",
@@ -73,6 +76,7 @@ __all__ = [
     "TokenLogprob",
     "TokenSource",
     "UnsupportedModel",
+    "Verification",
     "__version__",
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from types import EllipsisType
 from typing import Any, Unpack
@@ -25,9 +24,7 @@ from semshare.engine.loading import choose_dtype, load_model
 from semshare.engine.sampling import SamplingParams
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import InvalidRequest, KVMismatch, PromptTooLong
-from semshare.fidelity import kl, top1_agreement
 from semshare.kv.exchange import KVFormat, LayerKV
-from semshare.planning.monitor import modes_down_from
 from semshare.planning.plan import full_plan
 from semshare.session import Session
 from semshare.types import (
@@ -41,7 +38,9 @@ from semshare.types import (
     ReusePlan,
     Score,
     TextDelta,
+    Verification,
 )
+from semshare.verification import verification
 
 
 class SemShare:
@@ -534,37 +533,51 @@ class SemShare:
     ) -> Divergence:
         """Measure what a policy's reuse does to one prompt, against full prefill.
 
-        Both score the full prefill's own greedy answer. The result counts towards
-        `ReusePolicy.max_divergence` in this namespace. The policy's own mode is measured even where
-        reuse is stepped down at present, so that it can step up again; where it is above the
-        bound, the mode it steps down to is measured too.
+        Both score the full prefill's own greedy answer, as `verify_answer` does.
 
         Returns:
             The divergence of the policy's own mode.
 
         """
-        policy = replace(_checked(policy), remember=False)
+        policy = _checked(policy)
         ids = self._session.prompt_ids(prompt, namespace)
         full = ReusePolicy(mode="off")
         answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
-        # An empty answer is scored as its end token.
-        tokens = answer.token_ids or sorted(self._session.eos)[:1]
-        exact = self.score(ids, tokens, policy=full, namespace=namespace)
-        measured: list[Divergence] = []
-        for mode in modes_down_from(policy.mode):
-            used = replace(policy, mode=mode, max_divergence=None)
-            reused = self.score(ids, tokens, policy=used, namespace=namespace)
-            divergence = Divergence(
-                kl=kl(exact.logits, reused.logits),
-                top1=top1_agreement(exact.logits, reused.logits),
-                tokens=len(tokens),
-            )
-            measured.append(divergence)
-            with self._lock:
-                self._session.monitor.observe(namespace, reused.provenance, divergence)
-            if policy.max_divergence is None or divergence.kl <= policy.max_divergence:
-                break
-        return measured[0]
+        found = self.verify_answer(ids, answer.token_ids, policy=policy, namespace=namespace)
+        return found.by_mode[0].divergence
+
+    def verify_answer(
+        self,
+        prompt: Prompt,
+        answer: Sequence[int],
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+        between: Callable[[], None] = lambda: None,
+    ) -> Verification:
+        """Measure what a policy's reuse does to an answer, against full prefill. Keeps no KV.
+
+        The result counts towards `max_divergence` in this namespace. The policy's own mode is
+        measured even where reuse is stepped down at present, so that it can step up again; where
+        it is above the bound, the mode it steps down to is measured too.
+
+        Args:
+            prompt: text, chat messages or token ids.
+            answer: token ids, of which the first `EngineConfig.prefill_rows` are scored; an empty
+                one is scored as its end token.
+            policy, namespace: as for `stream`.
+            between: called, with no lock held, after each piece of work of at most
+                `EngineConfig.prefill_rows` rows. What it raises ends the measurement.
+
+        Raises:
+            PromptTooLong: prompt and answer are longer than the context.
+            PoolExhausted: no KV slots, and nothing left to evict.
+
+        """
+        session = self._session
+        ids = session.encoder.prompt_ids(prompt)
+        target = session.encoder.continuation_ids(list(answer) or sorted(session.eos)[:1])
+        return verification(session, ids, target, _checked(policy), namespace, between)
 
     def stats(self) -> dict[str, int | float]:
         """Counters since the start, and the pool's present state."""

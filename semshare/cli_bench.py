@@ -188,3 +188,21 @@ def bench_throughput(
         split=split_named(split),
     )
     show(record, json_output)
+
+
+@bench.command("service")
+def bench_service(
+    clients: Annotated[int, typer.Option(min=1, help="That stream at the same time.")] = 200,
+    seconds: Annotated[float, typer.Option(min=0.1, help="That each load lasts.")] = 60.0,
+    model: Model = "smollm2",
+    split: SplitName = "test",
+    json_output: Json = False,
+) -> None:
+    """The REST service under many clients, over a stub and the model, and what it adds."""
+    with starting():
+        from semshare.evaluation.texts import split_named  # noqa: PLC0415
+        from semshare_service.bench.run import run_service  # noqa: PLC0415
+    record = run_service(clients=clients, seconds=seconds, model=model, split=split_named(split))
+    if not json_output:
+        print_rows(record["loads"])
+    show(record, json_output)

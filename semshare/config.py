@@ -54,7 +54,8 @@ class ReusePolicy:
     fact_guard:     tokens that carry facts (numbers, names, negations, units, code identifiers)
                     are reused only where the donor has them after the same token.
     max_divergence: KL in nats; reuse steps down (semantic → span → prefix) in this namespace
-                    while the divergence measured by `SemShare.verify` is above it. None: never.
+                    while the divergence that `SemShare.verify` measures is above it
+                    (`semshare.planning.monitor` says when). None: `EngineConfig.max_divergence`.
     repair:         compute reused tokens exactly while the answer is decoded, so that the rest of
                     it no longer depends on other prompts: `eager` beside every step, `idle` only
                     while no other request is there, `off` never.
@@ -150,6 +151,7 @@ class EngineConfig:
                        and attended in place; `int8` in about half the bytes of 16-bit KV, a quarter
                        of float32's, decoded into slots of the request on each use. Then their
                        prompts stay exact prefixes only as long as nothing else wants the pages.
+    max_divergence:    KL in nats, for policies that name none of their own. None: no bound.
     """
 
     kv_budget_bytes: int = 2 << 30
@@ -161,6 +163,7 @@ class EngineConfig:
     max_answers: int = 64
     embedder: Literal["model", "sentence"] = "model"
     donor_format: DonorFormat = "full"
+    max_divergence: float | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -181,6 +184,11 @@ class EngineConfig:
             raise InvalidRequest(f"embedder is {self.embedder!r}: choose one of model, sentence")
         if self.donor_format not in get_args(DonorFormat):
             raise InvalidRequest(f"donor_format is {self.donor_format!r}: choose one of full, int8")
+        bound = self.max_divergence
+        if bound is not None and not (type(bound) in (int, float) and bound >= 0):
+            raise InvalidRequest(
+                f"max_divergence is {bound!r}: it must be a number of at least 0, in nats, or None"
+            )
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -112,7 +112,7 @@ class Session:
             self.library, self.pool, self.lsh, self.token_texts, config, self.model.n_layers
         )
         self.executor = Executor(self.model, self.pool, compressed)
-        self.monitor = DivergenceMonitor()
+        self.monitor = DivergenceMonitor(config.max_divergence)
         self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self.eos = eos_ids(hf_model, tokenizer)
         self.keeper = Keeper(self.library, self.lsh, self.token_texts)
@@ -381,6 +381,7 @@ class Session:
         *,
         planning: Planning | None = None,
         leaves_nothing: bool = False,
+        between: Callable[[], None] | None = None,
     ) -> Iterator[Served]:
         """A prompt prefilled outside of the steps, in chunks where others are being answered.
 
@@ -391,6 +392,9 @@ class Session:
             watch: counts the stages.
             planning: makes the plan in place of `plan`.
             leaves_nothing: no later prompt begins with its KV, even where it is exact.
+            between: called without the lock after each chunk, which then has no more than
+                `prefill_rows` rows whether others are being answered or not. What it raises ends
+                the prefill.
 
         """
         with self.lock, torch.inference_mode():
@@ -400,12 +404,15 @@ class Session:
         try:
             while not served.prefilled:
                 with self.lock, torch.inference_mode(), watch.measure("prefill"):
-                    rows = served.next_rows(self.scheduler.rows_outside())
+                    most = self.config.prefill_rows if between else self.scheduler.rows_outside()
+                    rows = served.next_rows(most)
                     try:
                         (result,) = self.executor.run([rows])
                         served.took(rows, result)
                     except Exception as error:
                         served.failed(error)
+                if between is not None:
+                    between()
             with self.lock:
                 self.prefilled(served)
             yield served

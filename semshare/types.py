@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-    from semshare.config import ReusePolicy
+    from semshare.config import ReuseMode, ReusePolicy
 
 Ids: TypeAlias = NDArray[np.int32]  # token ids, [n]
 Positions: TypeAlias = NDArray[np.int32]
@@ -316,3 +316,20 @@ class PoolUse:
     running_bytes: int  # held by requests alone
     free_bytes: int
     donors_evicted: int  # since the start
+
+
+@dataclass(frozen=True, slots=True)
+class ModeDivergence:
+    """What one mode of reuse did to an answered prompt."""
+
+    mode: ReuseMode
+    divergence: Divergence
+    counts: bool  # approximate KV was used, so that it says something about the mode
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a policy's reuse did to one answered prompt, and what follows from it."""
+
+    by_mode: tuple[ModeDivergence, ...]  # the policy's own mode, then those it steps down to
+    in_force: ReuseMode  # mode of the next request with this policy, in the same namespace

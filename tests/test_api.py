@@ -31,6 +31,7 @@ from semshare.engine import keeper
 from semshare.engine.sampling import Picked, Sampler
 from semshare.engine.served import Served
 from semshare.kv import sequence
+from semshare.planning.monitor import CLEAN_BEFORE_UP
 from semshare.types import Scores
 
 OFF = ReusePolicy(mode="off")
@@ -704,7 +705,8 @@ def test_reuse_steps_down_only_as_far_as_it_must_and_up_again(engine: SemShare) 
     for _ in range(3):  # exact, so that nothing is learned about semantic reuse
         engine.verify(words(200, 77), policy=used, max_tokens=6)
     assert engine.generate(REWORDED, policy=used, max_tokens=2).provenance.mode == "span"
-    for _ in range(16):  # now semantic reuse does better, and the mean comes down
+    for _ in range(CLEAN_BEFORE_UP):  # now semantic reuse does better
+        assert engine.generate(REWORDED, policy=used, max_tokens=2).provenance.mode == "span"
         engine.verify(MOVED, policy=used, max_tokens=6)
     assert engine.generate(REWORDED, policy=used, max_tokens=2).provenance.mode == "semantic"
 

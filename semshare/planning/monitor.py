@@ -1,14 +1,19 @@
-"""Steps reuse down where its measured divergence is above what the policy allows."""
+"""Steps reuse down where its measured divergence is above a bound, and up again once it is not."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
+from collections.abc import Iterable
 
 from semshare.config import ReuseMode, ReusePolicy
 from semshare.types import Divergence, Provenance
 
+MEAN_OVER = 16  # latest measurements whose mean is held against the bound
+CLEAN_BEFORE_UP = 8  # measurements in a row, each within the bound, that end a step down
+REMEMBERED = 64  # latest measurements that count at all, by namespace and mode
+
 _STEPS_DOWN: dict[ReuseMode, ReuseMode] = {"semantic": "span", "span": "prefix"}
-_WINDOW = 16  # latest measurements that count
 
 
 def modes_down_from(mode: ReuseMode) -> list[ReuseMode]:
@@ -19,30 +24,75 @@ def modes_down_from(mode: ReuseMode) -> list[ReuseMode]:
     return modes
 
 
-class DivergenceMonitor:
-    """Measured divergences by namespace and mode."""
+def is_stepped_down(measured: Iterable[float], bound: float) -> bool:
+    """Whether a mode with these measurements, oldest first, is not to be used under a bound.
 
-    def __init__(self) -> None:
+    It steps down where the mean of the latest `MEAN_OVER`, or of all there are, is above the
+    bound, and up once `CLEAN_BEFORE_UP` in a row are each within it. Those before the clean ones
+    are then forgotten: one large divergence would hold the mean up long after its cause has gone.
+
+    Args:
+        measured: KL in nats. NaN is above every bound.
+        bound: KL in nats.
+
+    """
+    latest: deque[float] = deque(maxlen=MEAN_OVER)
+    stepped_down, clean = False, 0
+    for divergence in measured:
+        latest.append(divergence)
+        if stepped_down:
+            clean = clean + 1 if divergence <= bound else 0
+            if clean == CLEAN_BEFORE_UP:
+                stepped_down = False
+                latest = deque(list(latest)[-clean:], maxlen=MEAN_OVER)
+        elif not sum(latest) / len(latest) <= bound:
+            stepped_down, clean = True, 0
+    return stepped_down
+
+
+class DivergenceMonitor:
+    """Measured divergences by namespace and mode.
+
+    No state is kept for a bound: requests bring bounds of their own, as many as they like, and
+    each is held against the same measurements.
+
+    Args:
+        default_bound: of policies without `max_divergence`, KL in nats; None: they have none.
+
+    """
+
+    def __init__(self, default_bound: float | None = None) -> None:
+        self._default_bound = default_bound
         self._seen: defaultdict[tuple[str, str], deque[float]] = defaultdict(
-            lambda: deque(maxlen=_WINDOW)
+            lambda: deque(maxlen=REMEMBERED)
         )
 
-    def observe(self, namespace: str, provenance: Provenance, divergence: Divergence) -> None:
+    def observe(self, namespace: str, provenance: Provenance, divergence: Divergence) -> bool:
         """Take note of one answer's divergence, if anything approximate was used for it.
 
         One whose prompt was cut says little about reuse, and stepping reuse down would not help it.
+
+        Returns:
+            Whether it counts.
+
         """
-        if not provenance.exact and provenance.retained == 1.0:
+        counts = not provenance.exact and provenance.retained == 1.0
+        if counts:
             self._seen[namespace, provenance.mode].append(divergence.kl)
+        return counts
+
+    def bound_of(self, policy: ReusePolicy) -> float | None:
+        """What a policy's divergence is held to, KL in nats; None: nothing."""
+        bound = self._default_bound if policy.max_divergence is None else policy.max_divergence
+        return None if bound is None or math.isinf(bound) else bound
 
     def mode_for(self, policy: ReusePolicy, namespace: str) -> ReuseMode:
-        """The policy's mode, or the next lower one whose mean divergence is allowed."""
-        mode = policy.mode
+        """The policy's mode, or the next lower one that is not stepped down."""
+        mode, bound = policy.mode, self.bound_of(policy)
         while (
-            policy.max_divergence is not None
+            bound is not None
             and mode in _STEPS_DOWN
-            and (seen := self._seen.get((namespace, mode)))
-            and sum(seen) / len(seen) > policy.max_divergence
+            and is_stepped_down(self._seen.get((namespace, mode), ()), bound)
         ):
             mode = _STEPS_DOWN[mode]
         return mode

@@ -11,12 +11,14 @@ from aiohttp import web
 from semshare_service.auth import KeyRing, auth_middleware
 from semshare_service.context import SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
-from semshare_service.exchange import error_middleware
+from semshare_service.exchange import READ_TIMEOUT_S, error_middleware
 from semshare_service.handles import HANDLES, Handles, handles_life
 from semshare_service.limits import TenantSlots, limited
+from semshare_service.observed import Answered
 from semshare_service.routes import all_routes
 from semshare_service.routes.dashboard import watch
 from semshare_service.settings import ServiceSettings
+from semshare_service.shadow import Shadow
 from semshare_service.streams import errors_as_events
 from semshare_service.worker import ModelWorker
 
@@ -31,10 +33,12 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     Run it with `handler_cancellation=True` (`serve.run` does), otherwise requests whose client
     has gone stay in the queue.
     """
+    shadow = Shadow(settings.shadow_share)
     worker = ModelWorker(
         limited(engine if callable(engine) else lambda: engine, settings),
         queue_limit=settings.queue_limit,
         concurrency=settings.concurrency,
+        idle_work=shadow,
     )
 
     async def worker_life(_: web.Application) -> AsyncIterator[None]:
@@ -58,11 +62,18 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         ],
         client_max_size=settings.max_body_bytes,
     )
-    app[SERVICE] = Service(settings, worker, started=int(time.time()))
+    app[READ_TIMEOUT_S] = settings.read_timeout_s
+    app[SERVICE] = Service(settings, worker, started=int(time.time()), shadow=shadow)
     watch(app, app[SERVICE])
+    app[SERVICE].listeners.append(lambda event: _offer(event, shadow, worker))
     app.cleanup_ctx.append(worker_life)
     app[HANDLES] = Handles(settings.max_handles)
     app.cleanup_ctx.append(handles_life)  # ends before the worker does
     app.on_shutdown.append(refuse_waiting)
     app.add_routes(all_routes())
     return app
+
+
+def _offer(event: Answered, shadow: Shadow, worker: ModelWorker) -> None:
+    if shadow.offer(event):
+        worker.wake()

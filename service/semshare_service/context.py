@@ -11,6 +11,7 @@ from semshare_service.exchange import respond
 from semshare_service.observed import Answered
 from semshare_service.replies import Body
 from semshare_service.settings import ServiceSettings
+from semshare_service.shadow import Shadow
 from semshare_service.tenants import ANYONE, Tenant
 from semshare_service.worker import ModelWorker, Operation
 
@@ -24,12 +25,14 @@ class Service:
     settings:  as they were at the start.
     worker:    runs operations on the engine.
     started:   seconds since the epoch.
+    shadow:    scores some answers again in idle time.
     listeners: called on the event loop after each answer, in their order; they must be quick.
     """
 
     settings: ServiceSettings
     worker: ModelWorker
     started: int
+    shadow: Shadow
     listeners: list[Listener] = field(default_factory=list)
 
     def answered(self, event: Answered) -> None:

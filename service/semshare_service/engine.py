@@ -20,6 +20,7 @@ from semshare.types import (
     Prompt,
     ReusePlan,
     TextDelta,
+    Verification,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Engine(Protocol):
         ttl_s: float | None = ...,
     ) -> DonorInfo:
         """Compute the prompt in full and keep it as a donor, for so many seconds if given."""
+
     @property
     def kv_format(self) -> KVFormat:
         """What KV must be for its model to use it."""
@@ -117,6 +119,17 @@ class Engine(Protocol):
 
     def complete_pending(self, *, limit: int | None = ...) -> list[DonorInfo]:
         """Compute in full what was answered from approximate KV and is to be remembered."""
+
+    def verify_answer(
+        self,
+        prompt: Prompt,
+        answer: Sequence[int],
+        *,
+        policy: ReusePolicy | None = ...,
+        namespace: str = ...,
+        between: Callable[[], None] = ...,
+    ) -> Verification:
+        """Score an answer in full and with reuse; `between` is called after each bounded piece."""
 
 
 EngineLoader: TypeAlias = Callable[[], Engine]

@@ -4,6 +4,7 @@ SemShareError
 ├── InvalidRequest
 │   ├── InvalidParameter      one named field of the request is wrong, unknown or not offered
 │   ├── BodyTooLarge          the body is larger than max_body_bytes or max_kv_body_bytes
+│   ├── BodyTooSlow           the body did not arrive within read_timeout_s
 │   ├── UnsupportedMediaType  the body is neither JSON nor msgpack
 │   └── NotAcceptable         the client accepts neither JSON nor msgpack
 ├── NotFound
@@ -55,6 +56,10 @@ class BodyTooLarge(InvalidRequest):
     """The request's body is larger than the service takes."""
 
 
+class BodyTooSlow(InvalidRequest):
+    """The request's body took longer to arrive than the service waits."""
+
+
 class UnsupportedMediaType(InvalidRequest):
     """The request's body is neither JSON nor msgpack."""
 
@@ -95,6 +100,8 @@ class PermissionDenied(ServiceError):
 
 class ConcurrencyExceeded(ServiceError):
     """As many requests of this tenant are running as it may have."""
+
+
 class TooManyHandles(ServiceError):
     """A tenant holds as many prefilled prompts as it may."""
 
@@ -134,6 +141,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(InvalidPolicy, 400, "invalid_policy", _CALLER, param="semshare"),
     ErrorKind(KVMismatch, 422, "kv_mismatch", _CALLER),
     ErrorKind(BodyTooLarge, 413, "body_too_large", _CALLER),
+    ErrorKind(BodyTooSlow, 408, "body_too_slow", _CALLER),
     ErrorKind(UnsupportedMediaType, 415, "unsupported_media_type", _CALLER),
     ErrorKind(NotAcceptable, 406, "not_acceptable", _CALLER),
     ErrorKind(InvalidParameter, 400, "invalid_parameter", _CALLER),

@@ -17,6 +17,7 @@ from semshare.engine.failures import log_failure
 from semshare.errors import InvalidRequest, SemShareError
 from semshare_service.errors import (
     BodyTooLarge,
+    BodyTooSlow,
     NotAcceptable,
     RequestTimedOut,
     UnsupportedMediaType,
@@ -35,6 +36,7 @@ from semshare_service.wire import (
 EVENT_STREAM: web.RequestKey[web.StreamResponse] = web.RequestKey(
     "event_stream", web.StreamResponse
 )
+READ_TIMEOUT_S: web.AppKey[float] = web.AppKey("read_timeout_s", float)
 _REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 REQUEST_ID_HEADER = "X-Request-Id"
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -52,11 +54,17 @@ async def read_body(request: web.Request) -> Any:
     """The decoded body. Refuses the response's form too, before any work is done."""
     media_type = request_media_type(request.headers.get("Content-Type"))
     response_media_type(request.headers.get("Accept"), media_type)
-    limit = request.client_max_size
+    limit, timeout_s = request.client_max_size, request.app[READ_TIMEOUT_S]
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
     try:
-        return decode(await request.read(), media_type)
+        async with asyncio.timeout(timeout_s):
+            body = await request.read()
+        return decode(body, media_type)
+    except TimeoutError:
+        raise BodyTooSlow(
+            f"the body did not arrive within {timeout_s:g} s (read_timeout_s): send it faster"
+        ) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
     except web.RequestPayloadError:

@@ -171,15 +171,19 @@ class ReuseFields(StrictModel):
 
     semshare: dict[str, Any] | None = None
 
-    def reuse(self) -> tuple[str, ReusePolicy | None]:
-        """Namespace and policy; no policy where none of its fields is given."""
+    def reuse(self, *, measured: bool = False) -> tuple[str, ReusePolicy | None]:
+        """Namespace and policy; no policy where none of its fields is given.
+
+        measured: divergence is (`Shadow.is_on`), so that a policy may set a bound on it.
+        """
         fields = dict(self.semshare or {})
         namespace = fields.pop("namespace", DEFAULT_NAMESPACE)
         checked = NamespaceFields.parse({"namespace": namespace}).namespace
-        if fields.get("max_divergence") is not None:
+        if fields.get("max_divergence") is not None and not measured:
             raise InvalidParameter(
                 f"max_divergence is {fields['max_divergence']!r}: the service measures no "
-                "divergence, so it can't be kept to; leave it out, or use the library's `verify`",
+                "divergence, so it can't be kept to; leave it out, or let the operator set "
+                "shadow_share",
                 param="semshare.max_divergence",
             )
         return checked, ReusePolicy.from_mapping(fields) if fields else None
@@ -229,9 +233,12 @@ class GenerationFields(ReuseFields):
         """Whether a streamed answer ends with its usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def options(self, default_max_tokens: int) -> GenerateOptions:
-        """Keyword arguments of `Engine.stream`. Greedy unless a temperature is given."""
-        namespace, policy = self.reuse()
+    def options(self, default_max_tokens: int, *, measured: bool = False) -> GenerateOptions:
+        """Keyword arguments of `Engine.stream`. Greedy unless a temperature is given.
+
+        measured: as in `reuse`.
+        """
+        namespace, policy = self.reuse(measured=measured)
         return {
             "policy": policy,
             "namespace": namespace,

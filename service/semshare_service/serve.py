@@ -13,6 +13,7 @@ from aiohttp import web
 from semshare.config import EngineConfig
 from semshare.errors import InvalidRequest
 from semshare_service.app import create_app
+from semshare_service.connections import Connections, server_logger
 from semshare_service.context import SERVICE
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 # A request that is given up at the stop ends between two steps of the model, and its client is told
 # before the connection is cut.
 _LAST_WORDS_S = 2.0
+_BACKLOG = 128  # connections that wait to be accepted
+_LINGERING_S = 2.0  # reads on after an early refusal, so that a client that still sends gets it
 
 
 def engine_loader(settings: ServiceSettings) -> EngineLoader:
@@ -35,7 +38,10 @@ def engine_loader(settings: ServiceSettings) -> EngineLoader:
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
-            config=EngineConfig(kv_budget_bytes=int(settings.kv_budget_bytes)),
+            config=EngineConfig(
+                kv_budget_bytes=int(settings.kv_budget_bytes),
+                max_divergence=settings.shadow_max_divergence if settings.shadow_share else None,
+            ),
         )
 
     return load
@@ -81,31 +87,51 @@ async def serve(
     """
     tls = tls_context(settings)
     app = create_app(load or engine_loader(settings), settings)
+    connections = Connections(settings.max_connections)
+    app.middlewares.insert(0, connections.middleware)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,  # a client that has gone takes its request with it
         shutdown_timeout=settings.shutdown_timeout_s + _LAST_WORDS_S,
+        # Counted from the connection or the last response to the end of the next request's head.
+        keepalive_timeout=settings.read_timeout_s,
+        lingering_time=_LINGERING_S,
+        logger=server_logger,
         access_log=logging.getLogger("semshare_service.access"),
     )
     await runner.setup()
     loaded = asyncio.wrap_future(app[SERVICE].worker.loaded)
+    listening: asyncio.Server | None = None
     try:
-        await _listen(runner, settings, tls)
-        address = _address(runner, "http" if tls is None else "https")
+        listening = await _listen(runner, connections, settings, tls)
+        address = _address(listening, "http" if tls is None else "https")
         logger.info("listening on %s", address)
         if on_listening is not None:
             on_listening(address)
         await _until_stopped(loaded)
     finally:
         loaded.cancel()
+        if listening is not None:
+            listening.close()
         await runner.cleanup()
 
 
 async def _listen(
-    runner: web.AppRunner, settings: ServiceSettings, tls: ssl.SSLContext | None
-) -> None:
+    runner: web.AppRunner,
+    connections: Connections,
+    settings: ServiceSettings,
+    tls: ssl.SSLContext | None,
+) -> asyncio.Server:
+    assert runner.server is not None  # noqa: S101 - it has been set up
     try:
-        await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls).start()
+        # Not a `web.TCPSite`, which takes every connection that comes.
+        return await asyncio.get_running_loop().create_server(
+            connections.bound(runner.server),
+            settings.host,
+            settings.port,
+            backlog=_BACKLOG,
+            ssl=tls,
+        )
     except OSError as error:
         raise ServiceUnavailable(
             f"can't listen on {settings.host} port {settings.port}: {error.strerror}; choose "
@@ -132,8 +158,8 @@ async def _until_stopped(loaded: asyncio.Future[None]) -> None:
             loop.remove_signal_handler(number)
 
 
-def _address(runner: web.AppRunner, scheme: str) -> str:
-    host, port = runner.addresses[0][:2]
+def _address(listening: asyncio.Server, scheme: str) -> str:
+    host, port = listening.sockets[0].getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 

@@ -152,6 +152,26 @@ class ServiceSettings(BaseSettings):
     recent_requests: int = Field(
         default=256, ge=0, le=100_000, description="answered requests kept to look at, per tenant"
     )
+    shadow_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of approximately reused answers that is scored again in full",
+    )
+    shadow_max_divergence: float = Field(
+        default=0.5,
+        ge=0,
+        description="KL in nats above which reuse steps down, where the request sets no bound",
+    )
+    read_timeout_s: float = Field(
+        default=75.0,
+        gt=0,
+        le=3600,
+        description="seconds a client may take to send a request's head, and then its body",
+    )
+    max_connections: int = Field(
+        default=512, ge=1, le=100_000, description="open connections; an idle one makes way"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="log level; prompts are never logged"
     )

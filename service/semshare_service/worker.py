@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from semshare.engine.failures import log_failure
 from semshare.errors import SemShareError
@@ -63,6 +63,16 @@ class WorkerStatus:
     reason: str | None
 
 
+class IdleWork(Protocol):
+    """What is done while no request is there, one item at a time, in a worker's thread."""
+
+    def has_work(self) -> bool:
+        """Whether an item waits."""
+
+    def run_one(self, engine: Engine, busy: Callable[[], bool]) -> None:
+        """Work on one item; end soon after `busy`, asked often, is true."""
+
+
 @dataclass(eq=False, slots=True)
 class _Job:
     operation: Operation[Any]
@@ -80,17 +90,27 @@ class ModelWorker:
         load: makes the engine, which is thread-safe.
         queue_limit: operations that may wait.
         concurrency: operations that run at the same time.
+        idle_work: done before the prompts that wait to become donors. Call `wake` where there is
+            some and no request is on its way.
 
     """
 
-    def __init__(self, load: EngineLoader, *, queue_limit: int, concurrency: int) -> None:
+    def __init__(
+        self,
+        load: EngineLoader,
+        *,
+        queue_limit: int,
+        concurrency: int,
+        idle_work: IdleWork | None = None,
+    ) -> None:
         self._load = load
         self._queue_limit = queue_limit
         self._concurrency = concurrency
+        self._idle_work = idle_work
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[_Job] = deque()
         self._running: set[_Job] = set()
-        self._completing = False  # a prompt that waits to become a donor is being computed
+        self._completing = False  # a prompt that waits to become a donor, or other idle work
         self._may_have_pending = False
         self._state: WorkerState = "loading"
         self._stopping = False
@@ -163,6 +183,11 @@ class ModelWorker:
             with self._changed:
                 if job in self._queue:  # given up before its turn: its place is free again
                     self._queue.remove(job)
+
+    def wake(self) -> None:
+        """Look for idle work."""
+        with self._changed:
+            self._changed.notify_all()
 
     def status(self) -> WorkerStatus:
         """What the worker is doing now."""
@@ -296,7 +321,7 @@ class ModelWorker:
         """Run jobs until the service stops; `mine` is the one that is running here."""
         while True:
             with self._changed:
-                while not (self._queue or self._stopping or self._is_idle_with_pending()):
+                while not (self._queue or self._stopping or self._is_idle_with_work()):
                     self._changed.wait()
                 if self._stopping:
                     return
@@ -308,10 +333,32 @@ class ModelWorker:
             if mine:
                 self._run(engine, mine)
             else:
-                self._complete_one(engine)
+                self._work_idly(engine)
 
-    def _is_idle_with_pending(self) -> bool:
-        return self._may_have_pending and not self._running and not self._completing
+    def _is_idle_with_work(self) -> bool:
+        is_idle = not self._running and not self._completing
+        return is_idle and (self._may_have_pending or self._has_idle_work())
+
+    def _has_idle_work(self) -> bool:
+        return self._idle_work is not None and self._idle_work.has_work()
+
+    def _is_busy(self) -> bool:
+        with self._changed:
+            return bool(self._queue or self._running or self._stopping)
+
+    def _work_idly(self, engine: Engine) -> None:
+        if self._idle_work is None or not self._idle_work.has_work():
+            self._complete_one(engine)
+            return
+        try:
+            # First: a prompt that has become a donor meanwhile would be found as its own prefix.
+            self._idle_work.run_one(engine, self._is_busy)
+        except Exception as error:
+            log_failure("idle work failed", error, level=logging.ERROR)
+        finally:
+            with self._changed:
+                self._completing = False
+                self._changed.notify_all()
 
     def _run(self, engine: Engine, mine: list[_Job]) -> None:
         job = mine[0]

@@ -16,9 +16,11 @@ from semshare.errors import GivenUp, NotFound, PromptTooLong
 from semshare.types import (
     Answer,
     Choice,
+    Divergence,
     DonorInfo,
     FinishReason,
     FreshReason,
+    ModeDivergence,
     Prompt,
     Provenance,
     ReusePlan,
@@ -26,6 +28,7 @@ from semshare.types import (
     Timings,
     TokenLogprob,
     TokenSource,
+    Verification,
 )
 
 MAX_CONTEXT = 1024
@@ -249,6 +252,21 @@ class FakeEngine:
         finished = self.pending if limit is None else min(limit, self.pending)
         self.pending -= finished
         return [DonorInfo("d", "default", 1, BYTES_PER_TOKEN)] * finished
+
+    def verify_answer(
+        self,
+        prompt: Prompt,
+        answer: Sequence[int],
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = "default",
+        between: Callable[[], None] = lambda: None,
+    ) -> Verification:
+        arguments = {"prompt": prompt, "answer": answer, "policy": policy, "namespace": namespace}
+        self._begin("verify_answer", arguments)
+        between()
+        mode = (policy or ReusePolicy()).mode
+        return Verification((ModeDivergence(mode, Divergence(0.1, 1.0, len(answer)), True),), mode)
 
 
 def _pieces(choices: Sequence[Choice]) -> Iterator[TextDelta]:

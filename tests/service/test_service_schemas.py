@@ -277,6 +277,8 @@ def test_a_bound_that_the_service_cannot_keep_to_is_refused() -> None:
     body = {"prompt": "x", "semshare": {"max_divergence": 0.1}}
     with pytest.raises(InvalidParameter, match=r"max_divergence is 0\.1.*leave it out"):
         CompletionRequest.parse(body).reuse()
+    _, policy = CompletionRequest.parse(body).reuse(measured=True)
+    assert policy == ReusePolicy(max_divergence=0.1)
     body["semshare"] = {"max_divergence": None, "mode": "span"}
     assert CompletionRequest.parse(body).reuse()[1] == ReusePolicy(mode="span")
 

@@ -11,11 +11,13 @@ from aiohttp.test_utils import TestClient
 from service_helpers import running, status_where, url_of
 from tiny import CONTEXT, tiny_engine
 
-from semshare import ReusePolicy, SemShare
+from semshare import Divergence, ReusePolicy, SemShare
 from semshare.engine.executor import Executor, ForwardResult
 from semshare.engine.rows import DecodeRows, Rows
 from semshare.errors import InvalidRequest, NotFound, PoolExhausted, PromptTooLong
 from semshare_service.client import AsyncClient
+from semshare_service.context import SERVICE
+from semshare_service.tenants import ANYONE, Tenant
 
 TEXT = "A donor's text, long enough that its tokens are worth reusing somewhere else. " * 3
 SHIFTED = f"Another instruction comes first. {TEXT} And what of it?"
@@ -129,6 +131,27 @@ async def test_a_pending_prompt_becomes_a_donor_when_idle(real_engine: SemShare)
         assert answer.remembered == "done"
         assert answer.donor is not None
         assert answer.donor.tokens == len("An exact prompt")
+
+
+async def test_a_measured_divergence_above_the_bound_steps_reuse_down() -> None:
+    async with (
+        running(tiny_engine(max_divergence=1e-9), shadow_share=1.0) as server,
+        AsyncClient(url_of(server)) as client,
+    ):
+        assert server.app is not None
+        shadow = server.app[SERVICE].shadow
+        told: list[tuple[Tenant, str, Divergence]] = []
+        shadow.on_divergence.append(lambda *found: told.append(found))
+        await client.remember(TEXT)
+        first = await client.complete(SHIFTED, policy=SPAN, max_tokens=4)
+        assert (first.reuse.mode, first.reuse.exact) == ("span", False)
+        await status_where(server, lambda _: shadow.counts().measured == 1)
+        (found,) = told
+        assert found[:2] == (ANYONE, "span")
+        assert found[2].kl > 1e-9
+        second = await client.complete(SHIFTED, policy=SPAN, max_tokens=4)
+        assert (second.reuse.mode, second.reuse.exact) == ("prefix", True)
+        assert shadow.counts().steps_down == 1
 
 
 async def test_namespaces_are_apart(real_engine: SemShare) -> None:

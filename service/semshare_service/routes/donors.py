@@ -9,7 +9,7 @@ from aiohttp import web
 
 from semshare.errors import NotFound
 from semshare.types import DonorInfo
-from semshare_service.context import run, tenant_of
+from semshare_service.context import SERVICE, run, tenant_of
 from semshare_service.donor_schemas import DonorChanges, DonorListQuery, PublishQuery
 from semshare_service.engine import Engine
 from semshare_service.errors import PermissionDenied
@@ -127,7 +127,7 @@ async def forget(request: web.Request) -> web.Response:
 async def match(request: web.Request) -> web.Response:
     """The reuse plan of a prompt. Nothing is computed."""
     fields = MatchRequest.parse(await read_body(request))
-    namespace, policy = fields.reuse()
+    namespace, policy = fields.reuse(measured=request.app[SERVICE].shadow.is_on)
     space = tenant_of(request).space(namespace)
 
     def operation(engine: Engine, _: Abandoned) -> Body:

@@ -46,7 +46,7 @@ async def _generate(
     request: web.Request, form: AnswerForm, fields: GenerationFields, prompt: Prompt
 ) -> web.StreamResponse:
     service, tenant = request.app[SERVICE], tenant_of(request)
-    options = fields.options(service.settings.default_max_tokens)
+    options = fields.options(service.settings.default_max_tokens, measured=service.shadow.is_on)
     namespace = options["namespace"]
     options["namespace"] = tenant.space(namespace)
     asked = _Asked(service, request_id(request), form, tenant, namespace, prompt, options)
