@@ -10,8 +10,8 @@ import torch
 from semshare.engine.adapter import ModelAdapter
 
 # Numbers of each weight tensor that are hashed. Training changes nearly all numbers of a tensor, so
-# that a sample tells two models apart. On SmolLM2-135M it takes 0.01 s; all numbers took 1 s in
-# float32, and more where the weights are read from disk first.
+# that a sample tells two models apart. On SmolLM2-135M it takes 0.01 s; all numbers took 1 to 17 s
+# on a busy machine.
 SAMPLED = 1024
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
@@ -179,7 +179,7 @@ class HeaderReader:
 
 
 def read_layers(
-    file: BinaryIO, header: KVHeader, header_bytes: int
+    file: IO[bytes], header: KVHeader, header_bytes: int
 ) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values of each layer of a stream, one at a time.
 

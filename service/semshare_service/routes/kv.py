@@ -51,8 +51,9 @@ async def prefill(request: web.Request) -> web.Response:
     name = handles.reserve(tenant.name)
 
     def operation(engine: Engine, _: Abandoned) -> Body:
+        wanted = engine.kv_format
         prompt = engine.prefill(fields.prompt(), policy=policy, namespace=space)
-        provenance, wanted = prompt.provenance, engine.kv_format
+        provenance = prompt.provenance
         header = KVHeader(
             fingerprint=wanted.fingerprint,
             model=engine.model_name,
@@ -97,7 +98,7 @@ async def read(request: web.Request) -> web.StreamResponse:
         try:
             # In a thread, because a copy waits for the engine's lock; the next one is made when the
             # client has taken the last.
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            while (piece := await asyncio.to_thread(_next, pieces)) is not None:
                 await response.write(piece)
             await response.write_eof()
         except BaseException:
@@ -106,6 +107,10 @@ async def read(request: web.Request) -> web.StreamResponse:
                 request.transport.abort()
             raise
     return response
+
+
+def _next(pieces: Iterator[bytes]) -> bytes | None:
+    return next(pieces, None)
 
 
 @routes.delete("/v1/kv/{handle}")
