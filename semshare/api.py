@@ -195,6 +195,7 @@ class SemShare:
         fingerprint: str,
         namespace: str = DEFAULT_NAMESPACE,
         pinned: bool = False,
+        ttl_s: float | None = None,
     ) -> DonorInfo:
         """Make a prompt a donor with KV that the same model computed elsewhere.
 
@@ -204,11 +205,11 @@ class SemShare:
             ids: of the prompt, `[n]`.
             layers: exact KV of each layer, in their order; taken one at a time.
             fingerprint: of the model that computed it, `SemShare.fingerprint` there.
-            namespace, pinned: as for `remember`.
+            namespace, pinned, ttl_s: as for `remember`.
 
         Raises:
             KVMismatch: it is not what this model computes.
-            PromptTooLong: longer than the model's context.
+            PromptTooLong, PromptOverLimit, QuotaExceeded: as for `remember`.
             PoolExhausted: no room, and nothing left to evict.
 
         """
@@ -217,8 +218,13 @@ class SemShare:
                 f"the KV is of the model {fingerprint[:64]!r}: this one is {self.fingerprint!r}; "
                 "send KV of the same weights in the same dtype"
             )
-        checked = self._session.encoder.prompt_ids(ids)
-        return import_donor(self._session, checked, layers, namespace=namespace, pinned=pinned)
+        _check_ttl(ttl_s)
+        checked = self._session.prompt_ids(ids, namespace)
+        with self._lock:
+            self._session.keeper.check_room(namespace, checked)
+        return import_donor(
+            self._session, checked, layers, namespace=namespace, pinned=pinned, ttl_s=ttl_s
+        )
 
     def donors(self, *, namespace: str = DEFAULT_NAMESPACE) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""
@@ -396,7 +402,7 @@ class SemShare:
 
         """
         started = time.perf_counter()
-        ids = self._session.encoder.prompt_ids(prompt)
+        ids = self._session.prompt_ids(prompt, namespace)
         request = Request(ids, _checked(policy), namespace, max_tokens=0)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         return PrefilledPrompt(self._session, request, watch)

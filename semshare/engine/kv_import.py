@@ -49,7 +49,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.012}
 
 
 def import_donor(
-    session: Session, ids: Ids, layers: Iterable[LayerKV], *, namespace: str, pinned: bool
+    session: Session,
+    ids: Ids,
+    layers: Iterable[LayerKV],
+    *,
+    namespace: str,
+    pinned: bool,
+    ttl_s: float | None = None,
 ) -> DonorInfo:
     """Verify the KV of a prompt and make the prompt a donor.
 
@@ -60,6 +66,7 @@ def import_donor(
             a time needs to exist.
         namespace: whose requests may find the donor.
         pinned: never evicted.
+        ttl_s: seconds until it expires; None: it stays.
 
     Raises:
         KVMismatch: it is not what this model computes. Nothing stays behind.
@@ -85,7 +92,7 @@ def import_donor(
         )
         history = session.first_history(served)
         with session.lock:
-            return session.keeper.keep_donor(served, sequence, history, pinned=pinned)
+            return session.keeper.keep_donor(served, sequence, history, pinned=pinned, ttl_s=ttl_s)
     finally:
         with session.lock:
             sequence.release()

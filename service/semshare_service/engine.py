@@ -69,6 +69,7 @@ class Engine(Protocol):
         fingerprint: str,
         namespace: str = ...,
         pinned: bool = ...,
+        ttl_s: float | None = ...,
     ) -> DonorInfo:
         """Make a prompt a donor with KV from elsewhere; `KVMismatch` where it does not fit."""
 

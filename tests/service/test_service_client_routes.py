@@ -26,7 +26,7 @@ from semshare_service.client import (
 from semshare_service.client.call import KV_MEDIA_TYPE
 from semshare_service.errors import ServiceError, ServiceUnavailable
 
-DONOR = DonorInfo("d0", "default", 6, 600)
+DONOR = DonorInfo("d0", "default", 6, 600, created=1.5, last_used=2.5)
 
 
 @pytest.fixture

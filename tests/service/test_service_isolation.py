@@ -1,83 +1,21 @@
 """Every route and every index: a tenant finds its own, and nothing of another's.
 
-A new route without a case here fails the first test.
+A new route without a case in `isolation_cases` fails the first test.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
-from aiohttp.test_utils import TestClient
 from fake_engine import FakeEngine
-from prompts import answerable, reworded, words
+from isolation_cases import CASES, MOVED, PAPER, SPAN, TENANTS, Asker, Askers
+from prompts import answerable
 from service_helpers import running, status_where
 from tiny import tiny_engine
 
-from semshare import SemShare
 from semshare_service.app import create_app
-from semshare_service.auth import hash_key
 from semshare_service.settings import ServiceSettings
-
-PAPER = words(12, 4) + words(200, 1)
-MOVED = answerable(words(20, 2) + PAPER)
-SPAN = {"mode": "span", "recompute": 0.0}
-# By index: a prompt that it alone finds the donor for.
-INDEXES: dict[str, tuple[str, dict[str, Any]]] = {
-    "prefix": (answerable(PAPER), {"mode": "prefix"}),
-    "span": (MOVED, SPAN),
-    "fuzzy": (
-        answerable(words(20, 2) + reworded(PAPER, 3)),
-        {"mode": "semantic", "min_similarity": 0.0, "min_span": 1 << 20, "recompute": 0.0},
-    ),
-}
-TENANTS = {
-    "acme": {"keys": [hash_key("acme")]},
-    "other": {"keys": [hash_key("other")]},
-    "boss": {"keys": [hash_key("boss")], "operator": True},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """One tenant, by its key."""
-
-    client: TestClient
-    key: str
-
-    async def told(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        headers = {"X-API-Key": self.key}
-        async with self.client.request(method, path, json=body, headers=headers) as response:
-            return response.status, await response.json()
-
-    async def remember(self, text: str = PAPER) -> str:
-        status, donor = await self.told("PUT", "/v1/donors", {"text": text})
-        assert (status, donor["namespace"]) == (200, "default")
-        return str(donor["id"])
-
-    async def reused(self, prompt: str, policy: dict[str, Any]) -> int:
-        """Tokens of a prompt that would be reused."""
-        status, plan = await self.told("POST", "/v1/match", {"text": prompt, "semshare": policy})
-        assert status == 200
-        return int(plan["prompt_tokens"]) - int(plan["tokens"]["fresh"])
-
-    async def listed(self) -> list[str]:
-        donors = (await self.told("GET", "/v1/donors"))[1]["data"]
-        assert all(donor["namespace"] == "default" for donor in donors)
-        return [donor["id"] for donor in donors]
-
-
-@dataclass(frozen=True, slots=True)
-class Askers:
-    """`acme` has remembered `PAPER`, as `donor`; the others have nothing."""
-
-    engine: SemShare
-    acme: Asker
-    other: Asker
-    boss: Asker
-    donor: str
 
 
 @pytest.fixture
@@ -86,102 +24,6 @@ async def askers() -> AsyncIterator[Askers]:
     async with running(engine, tenants=TENANTS) as client:
         acme, other, boss = (Asker(client, key) for key in TENANTS)
         yield Askers(engine, acme, other, boss, await acme.remember())
-
-
-async def tells_nothing_of_tenants(askers: Askers, path: str) -> None:
-    mine, theirs = [await one.told("GET", path) for one in (askers.acme, askers.other)]
-    assert mine == theirs
-    assert "acme" not in str(theirs)
-
-
-async def completions(askers: Askers) -> None:
-    for name, (prompt, policy) in INDEXES.items():
-        for asker, hits in ((askers.other, False), (askers.acme, True)):
-            body = {"prompt": prompt, "max_tokens": 1, "semshare": policy}
-            status, answer = await asker.told("POST", "/v1/completions", body)
-            assert status == 200
-            tokens = answer["semshare"]["tokens"]
-            assert (tokens["fresh"] < len(PAPER) // 2) == hits, name
-            assert (askers.donor in str(answer)) == hits
-
-
-async def chat(askers: Askers) -> None:
-    messages = [{"role": "user", "content": MOVED}]
-    for asker, hits in ((askers.other, False), (askers.acme, True)):
-        body = {"messages": messages, "max_tokens": 1, "semshare": SPAN}
-        answer = (await asker.told("POST", "/v1/chat/completions", body))[1]
-        assert (answer["semshare"]["tokens"]["span"] > len(PAPER) // 2) == hits
-        assert (askers.donor in str(answer)) == hits
-
-
-async def put_donor(askers: Askers) -> None:
-    same = await askers.other.remember()
-    assert same != askers.donor
-    assert await askers.other.listed() == [same]
-    assert await askers.acme.listed() == [askers.donor]
-
-
-async def list_donors(askers: Askers) -> None:
-    assert await askers.acme.listed() == [askers.donor]
-    assert await askers.other.listed() == []
-    status, _ = await askers.other.told("GET", f"/v1/donors?after={askers.donor}")
-    assert status == 404
-
-
-def of_its_own(
-    method: str, body: object = None, after: bool = True
-) -> Callable[[Askers], Awaitable[None]]:
-    """A case for a route of one donor; `after`: whether it is still there afterwards."""
-
-    async def case(askers: Askers) -> None:
-        path = f"/v1/donors/{askers.donor}"
-        before = (await askers.acme.told("GET", path))[1]
-        for stranger in (askers.other, askers.boss):
-            status, reply = await stranger.told(method, path, body)
-            assert (status, reply["error"]["code"]) == (404, "not_found")
-            assert "acme" not in str(reply)
-        assert (await askers.acme.told("GET", path))[1] == before
-        assert (await askers.acme.told(method, path, body))[0] == 200
-        assert (askers.donor in await askers.acme.listed()) == after
-
-    return case
-
-
-async def publish(askers: Askers) -> None:
-    path = f"/v1/donors/{askers.donor}/publish?tenant=acme"
-    for asker in (askers.acme, askers.other):
-        assert (await asker.told("POST", path))[0] == 403
-    for prompt, policy in INDEXES.values():
-        assert await askers.other.reused(prompt, policy) == 0
-    assert (await askers.boss.told("POST", path))[1]["published"]
-    for prompt, policy in INDEXES.values():
-        assert await askers.other.reused(prompt, policy) > len(PAPER) // 2
-    # Found is not owned: nobody else may look at it, change it or drop it.
-    assert await askers.other.listed() == []
-    for method, body in (("GET", None), ("PATCH", {"pinned": True}), ("DELETE", None)):
-        assert (await askers.other.told(method, f"/v1/donors/{askers.donor}", body))[0] == 404
-
-
-async def match(askers: Askers) -> None:
-    for name, (prompt, policy) in INDEXES.items():
-        assert await askers.acme.reused(prompt, policy) > len(PAPER) // 2, name
-        assert await askers.other.reused(prompt, policy) == 0, name
-
-
-CASES: dict[tuple[str, str], Callable[[Askers], Awaitable[None]]] = {
-    ("GET", "/health"): lambda askers: tells_nothing_of_tenants(askers, "/health"),
-    ("GET", "/ready"): lambda askers: tells_nothing_of_tenants(askers, "/ready"),
-    ("GET", "/v1/models"): lambda askers: tells_nothing_of_tenants(askers, "/v1/models"),
-    ("POST", "/v1/completions"): completions,
-    ("POST", "/v1/chat/completions"): chat,
-    ("PUT", "/v1/donors"): put_donor,
-    ("GET", "/v1/donors"): list_donors,
-    ("GET", "/v1/donors/{id}"): of_its_own("GET"),
-    ("PATCH", "/v1/donors/{id}"): of_its_own("PATCH", {"pinned": True}),
-    ("DELETE", "/v1/donors/{id}"): of_its_own("DELETE", after=False),
-    ("POST", "/v1/donors/{id}/publish"): publish,
-    ("POST", "/v1/match"): match,
-}
 
 
 def test_every_route_has_a_case() -> None:

@@ -124,7 +124,7 @@ async def recent_request(request: web.Request) -> web.Response:
 async def inspect(request: web.Request) -> web.Response:
     """The reuse plan of a prompt, with its text in pieces. Nothing is computed."""
     fields = MatchRequest.parse(await read_body(request))
-    namespace, policy = fields.reuse()
+    namespace, policy = fields.reuse(measured=request.app[SERVICE].shadow.is_on)
     space = tenant_of(request).space(namespace)
 
     def operation(engine: Engine, _: Abandoned) -> Body:

@@ -14,8 +14,8 @@ from pydantic import Field
 from semshare.errors import InvalidRequest
 from semshare_service.context import SERVICE, run, tenant_of
 from semshare_service.engine import Engine
-from semshare_service.errors import BodyTooLarge, UnsupportedMediaType
-from semshare_service.exchange import read_body, request_id, respond
+from semshare_service.errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
+from semshare_service.exchange import READ_TIMEOUT_S, read_body, request_id, respond
 from semshare_service.handles import HANDLES, HeldKV
 from semshare_service.kv_wire import CONTENT_TYPE, HeaderReader, KVHeader, encode, read_layers
 from semshare_service.replies import Body, donor_body, provenance_body
@@ -38,14 +38,15 @@ class ImportQuery(NamespaceFields):
     """The query of `PUT /v1/kv`."""
 
     pinned: Literal["true", "false"] = "false"
+    ttl_s: float | None = Field(default=None, gt=0, strict=False)
 
 
 @routes.post("/v1/prefill")
 async def prefill(request: web.Request) -> web.Response:
     """Prefill a prompt and hold its KV under a handle."""
     fields = PrefillRequest.parse(await read_body(request))
-    namespace, policy = fields.reuse()
     service, tenant, handles = request.app[SERVICE], tenant_of(request), request.app[HANDLES]
+    namespace, policy = fields.reuse(measured=service.shadow.is_on)
     space = tenant.space(namespace)
     ttl_s = min(fields.ttl_s or service.settings.handle_ttl_s, service.settings.handle_ttl_s)
     name = handles.reserve(tenant.name)
@@ -146,6 +147,7 @@ async def bring(request: web.Request) -> web.Response:
                 fingerprint=header.fingerprint,
                 namespace=space,
                 pinned=query.pinned == "true",
+                ttl_s=query.ttl_s,
             )
             return donor_body(replace(donor, namespace=tenant.namespace(donor.namespace)))
 
@@ -167,13 +169,14 @@ async def _receive(
     Raises:
         KVMismatch: it is of another model, or not exact.
         BodyTooLarge: longer than its header, or `most`, allows.
+        BodyTooSlow: nothing came for `read_timeout_s`.
         InvalidRequest: no header.
 
     """
     reader, header, received = HeaderReader(wanted), None, 0
     limit, reason = most, "max_kv_body_bytes"
     try:
-        async for part in request.content.iter_any():
+        while part := await _next_part(request):
             received += len(part)
             if header is None:
                 header = reader.feed(part)
@@ -195,3 +198,15 @@ async def _receive(
     if header is None:
         raise InvalidRequest("the body ends before the KV's header does: see docs/wire.md")
     return header, reader.length
+
+
+async def _next_part(request: web.Request) -> bytes:
+    """What has arrived of the body; empty at its end."""
+    timeout_s = request.app[READ_TIMEOUT_S]
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await request.content.readany()
+    except TimeoutError:
+        raise BodyTooSlow(
+            f"nothing of the body arrived for {timeout_s:g} s (read_timeout_s): send it faster"
+        ) from None
