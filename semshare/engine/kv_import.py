@@ -110,7 +110,8 @@ def deviations(got: Tensor, expected: Tensor) -> Tensor:
     wanted = expected.float().flatten(1)
     lengths = wanted.norm(dim=1)
     scale = torch.maximum(lengths, lengths.median())
-    return (got.float().flatten(1) - wanted).norm(dim=1) / scale
+    distances: Tensor = (got.float().flatten(1) - wanted).norm(dim=1)
+    return distances / scale
 
 
 def _store(session: Session, ids: Ids, sequence: KVSequence, layers: Iterable[LayerKV]) -> None:

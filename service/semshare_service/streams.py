@@ -61,7 +61,7 @@ async def errors_as_events(request: web.Request, handler: Handler) -> web.Stream
     Stands before the middleware that makes such responses.
     """
     response = await handler(request)
-    stream = request.get(EVENT_STREAM)
+    stream: web.StreamResponse | None = request.get(EVENT_STREAM)
     if stream is None or not isinstance(response, web.Response):
         return response
     with suppress(ConnectionError):  # nobody is there to be told

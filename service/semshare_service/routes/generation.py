@@ -72,7 +72,8 @@ class _Asked:
     def deltas(self, engine: Engine, abandoned: Abandoned) -> Generator[TextDelta]:
         """The engine's pieces. Closing it, or nobody waiting any more, frees all KV slots."""
         try:
-            yield from engine.stream(self.prompt, **self.options, given_up=abandoned)
+            options: GenerateOptions = {**self.options, "given_up": abandoned}
+            yield from engine.stream(self.prompt, **options)
         except GivenUp:
             raise ServiceUnavailable(
                 "the service stopped before the answer was complete: send the request to another "
