@@ -83,6 +83,13 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="log level; prompts are never logged"
     )
+    log_format: Literal["text", "json"] = Field(default="text", description="form of a log line")
+    metrics_key: str = Field(
+        default="",
+        pattern=r"^([!-~]{16,256})?$",
+        repr=False,
+        description="key that reads all tenants' metrics; empty: operators only",
+    )
 
     @classmethod
     def settings_customise_sources(

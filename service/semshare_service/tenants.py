@@ -13,9 +13,11 @@ class Tenant:
     """One of those whose donors, prefixes, metrics and handles are kept apart.
 
     name: of letters, digits, `.`, `_` and `-`; empty for the only one of a service without keys.
+    operator: sees what is the whole process's, metrics of all tenants among it.
     """
 
     name: str = ""
+    operator: bool = False
 
     def space(self, namespace: str) -> str:
         """The engine's namespace that stands for a namespace of this tenant."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from semshare_service.context import SERVICE
+from semshare_service.context import ENGINE_STATS, SERVICE, tenant_of
 from semshare_service.errors import ServiceUnavailable
-from semshare_service.exchange import respond
+from semshare_service.exchange import request_id, respond
+from semshare_service.metrics import Metrics, is_metrics_key
 from semshare_service.replies import list_body
 
 routes = web.RouteTableDef()
+METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
 
 @routes.get("/health")
@@ -51,6 +54,34 @@ async def models(request: web.Request) -> web.Response:
         "max_model_len": status.max_context,
     }
     return respond(request, list_body([model]))
+
+
+@routes.get("/metrics")
+async def metrics(request: web.Request) -> web.Response:
+    """Metrics in Prometheus' text form; a tenant sees its own only.
+
+    It answers while the model computes: `semshare:engine_stats_age_seconds` says how old what it
+    tells of the engine is.
+    """
+    service, tenant = request.app[SERVICE], tenant_of(request)
+    presented = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    sees_all = (
+        not tenant.name
+        or tenant.operator
+        or is_metrics_key(presented, service.settings.metrics_key)
+    )
+    text = request.app[METRICS].exposition(
+        service.worker.status(),
+        await request.app[ENGINE_STATS].latest() if sees_all else None,
+        tenant=None if sees_all else tenant.name,
+    )
+    return web.Response(
+        body=text,
+        headers={
+            "Content-Type": CONTENT_TYPE_PLAIN_0_0_4,
+            "X-Request-Id": request_id(request),
+        },
+    )
 
 
 def _version() -> str:
