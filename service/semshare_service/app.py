@@ -9,14 +9,19 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from semshare_service.auth import KeyRing, auth_middleware
-from semshare_service.context import SERVICE, Service
+from semshare_service.context import ENGINE_STATS, SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
+from semshare_service.engine_stats import EngineStats
 from semshare_service.exchange import READ_TIMEOUT_S, error_middleware
+from semshare_service.finished import finish_middleware, note_answer
 from semshare_service.handles import HANDLES, Handles, handles_life
 from semshare_service.limits import TenantSlots, limited
+from semshare_service.logs import log_access
+from semshare_service.metrics import Metrics
 from semshare_service.observed import Answered
 from semshare_service.routes import all_routes
 from semshare_service.routes.dashboard import watch
+from semshare_service.routes.operations import METRICS
 from semshare_service.settings import ServiceSettings
 from semshare_service.shadow import Shadow
 from semshare_service.streams import errors_as_events
@@ -34,8 +39,10 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     has gone stay in the queue.
     """
     shadow = Shadow(settings.shadow_share)
+    stats, metrics = EngineStats(), Metrics()
+    shadow.on_divergence.append(metrics.observe_divergence)
     worker = ModelWorker(
-        limited(engine if callable(engine) else lambda: engine, settings),
+        stats.watching(limited(engine if callable(engine) else lambda: engine, settings)),
         queue_limit=settings.queue_limit,
         concurrency=settings.concurrency,
         idle_work=shadow,
@@ -55,6 +62,7 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
 
     app = web.Application(
         middlewares=[
+            finish_middleware([log_access, metrics.observe_request]),
             errors_as_events,
             error_middleware(settings.request_timeout_s),
             *([auth_middleware(KeyRing(settings))] if settings.tenants else []),
@@ -63,9 +71,12 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         client_max_size=settings.max_body_bytes,
     )
     app[READ_TIMEOUT_S] = settings.read_timeout_s
-    app[SERVICE] = Service(settings, worker, started=int(time.time()), shadow=shadow)
-    watch(app, app[SERVICE])
-    app[SERVICE].listeners.append(lambda event: _offer(event, shadow, worker))
+    service = Service(settings, worker, started=int(time.time()), shadow=shadow)
+    app[SERVICE], app[ENGINE_STATS], app[METRICS] = service, stats, metrics
+    watch(app, service)
+    service.listeners.extend(
+        (note_answer, metrics.observe_answer, lambda event: _offer(event, shadow, worker))
+    )
     app.cleanup_ctx.append(worker_life)
     app[HANDLES] = Handles(settings.max_handles)
     app.cleanup_ctx.append(handles_life)  # ends before the worker does

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from semshare_service.engine_stats import EngineStats
 from semshare_service.exchange import respond
 from semshare_service.observed import Answered
 from semshare_service.replies import Body
@@ -42,6 +43,7 @@ class Service:
 
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
+ENGINE_STATS: web.AppKey[EngineStats] = web.AppKey("engine_stats", EngineStats)
 TENANT: web.RequestKey[Tenant] = web.RequestKey("tenant", Tenant)
 
 

@@ -50,6 +50,15 @@ def request_id(request: web.Request) -> str:
     return request[_REQUEST_ID]
 
 
+def route_of(request: web.Request) -> str:
+    """The template of the request's path (`/v1/donors/{id}`), `unmatched` where no route has it.
+
+    For logs and metrics: a path itself is text of the client's.
+    """
+    resource = request.match_info.route.resource
+    return "unmatched" if resource is None else resource.canonical
+
+
 async def read_body(request: web.Request) -> Any:
     """The decoded body. Refuses the response's form too, before any work is done."""
     media_type = request_media_type(request.headers.get("Content-Type"))
@@ -145,7 +154,7 @@ def error_middleware(timeout_s: float) -> Middleware:
                         "shorten the prompt or the answer, or try when the service is less busy"
                     ),
                 )
-            what = f"{request.method} {request.rel_url.raw_path} failed"
+            what = f"{request.method} {route_of(request)} failed"
             log_failure(what, error, level=logging.ERROR)
             body = error_body(
                 "an unexpected error; the service's log says where",

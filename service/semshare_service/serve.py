@@ -17,6 +17,7 @@ from semshare_service.connections import Connections, server_logger
 from semshare_service.context import SERVICE
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
+from semshare_service.logs import configure_logging
 from semshare_service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ async def serve(
         keepalive_timeout=settings.read_timeout_s,
         lingering_time=_LINGERING_S,
         logger=server_logger,
-        access_log=logging.getLogger("semshare_service.access"),
+        access_log=None,  # `logs.log_access` writes one without raw paths
     )
     await runner.setup()
     loaded = asyncio.wrap_future(app[SERVICE].worker.loaded)
@@ -165,10 +166,5 @@ def _address(listening: asyncio.Server, scheme: str) -> str:
 
 def run(settings: ServiceSettings, *, on_listening: Callable[[str], None] | None = None) -> None:
     """`serve` as a program: logs to standard error, returns after a clean stop."""
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # At info it tells of every variant of its library that it did not find.
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    configure_logging(settings.log_level, settings.log_format)
     asyncio.run(serve(settings, on_listening=on_listening))

@@ -175,6 +175,7 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="log level; prompts are never logged"
     )
+    log_format: Literal["text", "json"] = Field(default="text", description="form of a log line")
 
     @classmethod
     def settings_customise_sources(

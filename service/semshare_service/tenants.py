@@ -14,7 +14,8 @@ class Tenant:
 
     name:            of letters, digits, `.`, `_` and `-`; empty for the only one of a service
                      without keys.
-    operator:        may publish donors, whoever's they are.
+    operator:        may publish donors, whoever's they are, and sees what is the whole process's,
+                     metrics of all tenants among it.
     max_concurrency: requests that compute, at the same time; None: no bound of its own.
     """
 

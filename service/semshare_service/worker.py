@@ -10,6 +10,7 @@ one a turn.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import threading
@@ -61,6 +62,7 @@ class WorkerStatus:
     limit: int
     running: bool
     reason: str | None
+    serving: int  # operations that run
 
 
 class IdleWork(Protocol):
@@ -79,6 +81,8 @@ class _Job:
     submitted: float
     future: Future[Served[Any]] = field(default_factory=Future)
     abandoned: threading.Event = field(default_factory=threading.Event)
+    # So that what the operation logs carries its request's id.
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
 
 class ModelWorker:
@@ -200,6 +204,7 @@ class ModelWorker:
                 limit=self._queue_limit,
                 running=bool(self._running) or self._completing,
                 reason=self._reason,
+                serving=len(self._running),
             )
 
     def drain(self) -> None:
@@ -368,7 +373,7 @@ class ModelWorker:
         claimed = job.future.set_running_or_notify_cancel()
         if claimed:
             try:
-                value = job.operation(engine, job.abandoned.is_set)
+                value = job.context.run(job.operation, engine, job.abandoned.is_set)
             except Exception as caught:
                 error = caught
         ended = time.monotonic()

@@ -242,6 +242,15 @@ class FakeEngine:
             reasons=reasons.astype(np.uint8),
         )
 
+    def stats(self) -> dict[str, int | float]:
+        assert self.hold.wait(timeout=60)
+        return {
+            "pool_bytes": 300,
+            "pool_budget_bytes": 1000,
+            "donors": len(self.kept),
+            "donors_evicted": 2,
+        }
+
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
         if not self.pending:
             return []

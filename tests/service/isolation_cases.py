@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +184,15 @@ async def stats(askers: Askers) -> None:
     assert "acme" not in str(theirs)
 
 
+async def metrics(askers: Askers) -> None:
+    await askers.acme.answered(MOVED)
+    for asker, tenants in ((askers.acme, {b"acme"}), (askers.other, set())):
+        status, text = await asker.bytes_of("GET", "/metrics")
+        assert status == 200
+        assert set(re.findall(rb'tenant="(.*?)"', text)) == tenants
+    assert b'tenant="acme"' in (await askers.boss.bytes_of("GET", "/metrics"))[1]
+
+
 async def recent_requests(askers: Askers) -> None:
     name = await askers.acme.answered(MOVED)
     listed = [
@@ -268,6 +278,7 @@ CASES: dict[tuple[str, str], Callable[[Askers], Awaitable[None]]] = {
     ("GET", "/"): page,
     ("GET", "/dashboard/{name}"): page,
     ("GET", "/v1/stats"): stats,
+    ("GET", "/metrics"): metrics,
     ("GET", "/v1/requests"): recent_requests,
     ("GET", "/v1/requests/{id}"): recent_request,
     ("POST", "/v1/inspect"): inspect,

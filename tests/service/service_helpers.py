@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.typedefs import Middleware
 from fake_engine import FakeEngine
 
 from semshare_service.app import create_app
@@ -17,15 +18,20 @@ from semshare_service.worker import ModelWorker, WorkerStatus
 
 
 @asynccontextmanager
-async def running(engine: Any, **settings: Any) -> AsyncIterator[TestClient]:
+async def running(
+    engine: Any, *middlewares: Middleware, **settings: Any
+) -> AsyncIterator[TestClient]:
     """A client of a service over `engine`, ready, on a free port of the loopback address.
 
-    It serves one request at a time unless the settings say more.
+    It serves one request at a time unless the settings say more. `middlewares` come last.
     """
     app = create_app(
         engine, ServiceSettings(shutdown_timeout_s=10, **{"concurrency": 1, **settings})
     )
-    async with TestClient(TestServer(app)) as client:
+    app.middlewares.extend(middlewares)
+    server = TestServer(app)
+    await server.start_server(access_log=None)  # as `serve` does
+    async with TestClient(server) as client:
         await asyncio.wrap_future(app[SERVICE].worker.loaded)
         try:
             yield client

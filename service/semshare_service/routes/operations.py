@@ -5,13 +5,16 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from semshare_service.context import SERVICE, Service
+from semshare_service.context import ENGINE_STATS, SERVICE, Service, tenant_of
 from semshare_service.errors import ServiceUnavailable, UnknownModel
-from semshare_service.exchange import respond
+from semshare_service.exchange import request_id, respond
+from semshare_service.metrics import Metrics
 from semshare_service.replies import Body, list_body
 
 routes = web.RouteTableDef()
+METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 
 
 @routes.get("/health")
@@ -62,6 +65,29 @@ def _model(service: Service) -> Body:
         "owned_by": "semshare",
         "max_model_len": status.max_context,
     }
+
+
+@routes.get("/metrics")
+async def metrics(request: web.Request) -> web.Response:
+    """Metrics in Prometheus' text form; a tenant sees its own only, an operator all.
+
+    It answers while the model computes: `semshare:engine_stats_age_seconds` says how old what it
+    tells of the engine is.
+    """
+    service, tenant = request.app[SERVICE], tenant_of(request)
+    text = request.app[METRICS].exposition(
+        service.worker.status(),
+        await request.app[ENGINE_STATS].latest() if tenant.operator else None,
+        service.shadow.counts(),
+        tenant=None if tenant.operator else tenant.name,
+    )
+    return web.Response(
+        body=text,
+        headers={
+            "Content-Type": CONTENT_TYPE_PLAIN_0_0_4,
+            "X-Request-Id": request_id(request),
+        },
+    )
 
 
 def _version() -> str:
