@@ -267,6 +267,11 @@ class Answer:
     remembered: RememberState = "no"  # `pending`: after `SemShare.complete_pending()`
     donor: DonorInfo | None = None  # set once `remembered` is "done"
 
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all choices."""
+        return sum(len(choice.token_ids) for choice in self.choices)
+
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
@@ -316,6 +321,12 @@ class PoolUse:
     running_bytes: int  # held by requests alone
     free_bytes: int
     donors_evicted: int  # since the start
+
+    @property
+    def used_bytes(self) -> int:
+        """Held by anybody."""
+        kept = sum(use.donor_bytes + use.prefix_bytes for use in self.namespaces.values())
+        return self.running_bytes + kept
 
 
 @dataclass(frozen=True, slots=True)

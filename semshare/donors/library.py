@@ -352,6 +352,7 @@ class DonorLibrary:
     @property
     def names(self) -> list[str]:
         """All namespaces that hold anything."""
+        self._drop_expired()
         return list(self._namespaces)
 
     def _evict_until(self, wanted_pages: int) -> None:

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from semshare_service.auth import KeyRing, auth_middleware
-from semshare_service.context import ENGINE_STATS, SERVICE, Service
+from semshare_service.context import POOL, SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
-from semshare_service.engine_stats import EngineStats
 from semshare_service.exchange import READ_TIMEOUT_S, error_middleware
 from semshare_service.finished import finish_middleware, note_answer
 from semshare_service.handles import HANDLES, Handles, handles_life
@@ -19,6 +18,7 @@ from semshare_service.limits import TenantSlots, limited
 from semshare_service.logs import log_access
 from semshare_service.metrics import Metrics
 from semshare_service.observed import Answered
+from semshare_service.pool_watch import PoolWatch
 from semshare_service.routes import all_routes
 from semshare_service.routes.dashboard import watch
 from semshare_service.routes.operations import METRICS
@@ -39,10 +39,10 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     has gone stay in the queue.
     """
     shadow = Shadow(settings.shadow_share)
-    stats, metrics = EngineStats(), Metrics()
+    pool, metrics = PoolWatch(), Metrics()
     shadow.on_divergence.append(metrics.observe_divergence)
     worker = ModelWorker(
-        stats.watching(limited(engine if callable(engine) else lambda: engine, settings)),
+        pool.watching(limited(engine if callable(engine) else lambda: engine, settings)),
         queue_limit=settings.queue_limit,
         concurrency=settings.concurrency,
         idle_work=shadow,
@@ -72,7 +72,7 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     )
     app[READ_TIMEOUT_S] = settings.read_timeout_s
     service = Service(settings, worker, started=int(time.time()), shadow=shadow)
-    app[SERVICE], app[ENGINE_STATS], app[METRICS] = service, stats, metrics
+    app[SERVICE], app[POOL], app[METRICS] = service, pool, metrics
     watch(app, service)
     service.listeners.extend(
         (note_answer, metrics.observe_answer, lambda event: _offer(event, shadow, worker))

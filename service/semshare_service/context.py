@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from semshare_service.engine_stats import EngineStats
 from semshare_service.exchange import respond
 from semshare_service.observed import Answered
+from semshare_service.pool_watch import PoolWatch
 from semshare_service.replies import Body
 from semshare_service.settings import ServiceSettings
 from semshare_service.shadow import Shadow
@@ -43,7 +43,7 @@ class Service:
 
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
-ENGINE_STATS: web.AppKey[EngineStats] = web.AppKey("engine_stats", EngineStats)
+POOL: web.AppKey[PoolWatch] = web.AppKey("pool", PoolWatch)
 TENANT: web.RequestKey[Tenant] = web.RequestKey("tenant", Tenant)
 
 

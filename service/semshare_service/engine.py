@@ -113,13 +113,10 @@ class Engine(Protocol):
         """Token ids `[n]` int32 of a donor; `NotFound` where there is none."""
 
     def pool_use(self) -> PoolUse:
-        """Who holds the KV pool at present."""
+        """Who holds the KV pool at present; takes the engine's lock."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """A token's text in UTF-8; where it is part of a character, the bytes it stands for."""
-
-    def stats(self) -> dict[str, int | float]:
-        """Counters since the start, and the pool's present state; takes the engine's lock."""
 
     def complete_pending(self, *, limit: int | None = ...) -> list[DonorInfo]:
         """Compute in full what was answered from approximate KV and is to be remembered."""

@@ -91,7 +91,7 @@ def log_access(finished: Finished) -> None:
     if finished.answered is not None:
         answer = finished.answered.answer
         fields |= {f"tokens_{source}": n for source, n in answer.provenance.counts.items()}
-        fields["completion_tokens"] = sum(len(choice.token_ids) for choice in answer.choices)
+        fields["completion_tokens"] = answer.completion_tokens
     logger.info("request", extra={"fields": fields})
 
 

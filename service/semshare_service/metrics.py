@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, gen
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from semshare.types import Divergence
-from semshare_service.engine_stats import StatsSnapshot
 from semshare_service.finished import Finished
 from semshare_service.observed import Answered
+from semshare_service.pool_watch import PoolSnapshot
 from semshare_service.shadow import ShadowCounts
 from semshare_service.tenants import Tenant
 from semshare_service.worker import WorkerStatus
@@ -81,7 +81,7 @@ class Metrics:
         for source in _REUSED:
             self._reused.labels(tenant, source).inc(counts[source])
         self._prompt_tokens.labels(tenant).inc(answer.prompt_tokens)
-        self._generated.labels(tenant).inc(sum(len(one.token_ids) for one in answer.choices))
+        self._generated.labels(tenant).inc(answer.completion_tokens)
         self._success.labels(tenant, answer.finish_reason).inc()
         if answer.provenance.fallback is not None:
             stage = answer.provenance.fallback.partition(":")[0]
@@ -109,7 +109,7 @@ class Metrics:
     def exposition(
         self,
         worker: WorkerStatus,
-        stats: StatsSnapshot | None,
+        pool: PoolSnapshot | None,
         shadow: ShadowCounts,
         *,
         tenant: str | None,
@@ -117,7 +117,7 @@ class Metrics:
         """Prometheus' text form, 0.0.4. A `tenant` sees its own samples only; None sees all."""
         families = self._registry.collect()
         if tenant is None:
-            return generate_latest(_Families([*families, *_present(worker, stats, shadow)]))
+            return generate_latest(_Families([*families, *_present(worker, pool, shadow)]))
         return generate_latest(_Families(_of_tenant(families, tenant)))
 
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:
@@ -156,7 +156,7 @@ def _of_tenant(families: Iterable[Metric], tenant: str) -> Iterator[Metric]:
 
 
 def _present(
-    worker: WorkerStatus, stats: StatsSnapshot | None, shadow: ShadowCounts
+    worker: WorkerStatus, told: PoolSnapshot | None, shadow: ShadowCounts
 ) -> Iterator[Metric]:
     """How the process stands now, and how old what it says of the engine is."""
     yield _gauge("num_requests_running", "operations that run on the engine", worker.serving)
@@ -172,19 +172,18 @@ def _present(
     steps.add_metric(["down"], shadow.steps_down)
     steps.add_metric(["up"], shadow.steps_up)
     yield from (samples, steps)
-    if stats is None:
+    if told is None:
         return
-    values = stats.values
+    use = told.use
     pool = GaugeMetricFamily(f"{_PREFIX}kv_pool_bytes", "KV by state: used, free", labels=["state"])
-    used, budget = values["pool_bytes"], values["pool_budget_bytes"]
-    pool.add_metric(["used"], used)
-    pool.add_metric(["free"], budget - used)
+    pool.add_metric(["used"], use.used_bytes)
+    pool.add_metric(["free"], use.free_bytes)
     yield pool
-    yield _gauge("donors", "donors kept", values["donors"])
+    yield _gauge("donors", "donors kept", sum(one.donors for one in use.namespaces.values()))
     evicted = CounterMetricFamily(f"{_PREFIX}donors_evicted", "donors dropped for others' KV")
-    evicted.add_metric([], values["donors_evicted"])
+    evicted.add_metric([], use.donors_evicted)
     yield evicted
-    yield _gauge("engine_stats_age_seconds", "age of kv_pool_bytes and donors", stats.age_s)
+    yield _gauge("engine_stats_age_seconds", "age of kv_pool_bytes and donors", told.age_s)
 
 
 def _gauge(name: str, help_: str, value: float) -> GaugeMetricFamily:

@@ -43,7 +43,7 @@ class RecentRequest:
             space=event.tenant.space(event.namespace),
             prompt=event.prompt,
             prompt_tokens=answer.prompt_tokens,
-            completion_tokens=sum(len(choice.token_ids) for choice in answer.choices),
+            completion_tokens=answer.completion_tokens,
             provenance=answer.provenance,
             ttft_s=answer.timings.ttft_s,
             queue_s=event.queue_s,

@@ -116,11 +116,10 @@ def openai_finish_reason(reason: FinishReason) -> str:
 
 def usage_body(answer: Answer) -> Body:
     """Tokens of the prompt and of all choices, in OpenAI's form."""
-    completion_tokens = sum(len(choice.token_ids) for choice in answer.choices)
     return {
         "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": answer.prompt_tokens + completion_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
         # Only what was reused without loss is a cached token in OpenAI's sense.
         "prompt_tokens_details": {"cached_tokens": answer.provenance.counts["prefix"]},
     }

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from semshare.config import ReuseMode, ReusePolicy
+from semshare.config import REUSE_MODES, ReuseMode, ReusePolicy
 from semshare.engine.failures import log_failure
 from semshare.types import Divergence, Prompt, Provenance, Verification
 from semshare_service.engine import Engine
@@ -177,7 +177,7 @@ class Shadow:
                 listener(sample.tenant, one.mode, one.divergence)
         if before == found.in_force:
             return
-        up = _HEIGHT[found.in_force] > _HEIGHT[before]
+        up = REUSE_MODES.index(found.in_force) > REUSE_MODES.index(before)
         with self._lock:
             self._counts["steps_up" if up else "steps_down"] += 1
         logger.log(
@@ -200,9 +200,6 @@ class Shadow:
             if len(self._in_force) > _MAX_TOLD:
                 self._in_force.popitem(last=False)
         return before
-
-
-_HEIGHT: dict[ReuseMode, int] = {"off": 0, "prefix": 1, "span": 2, "semantic": 3}
 
 
 def _reused_approximately(provenance: Provenance) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from semshare.types import DonorInfo
 
 # Between a tenant's name and the namespace its client sent, which can't hold it (`Namespace`).
 _SEPARATOR = "/"
@@ -37,6 +39,10 @@ class Tenant:
         if not space.startswith(self.prefix):
             raise AssertionError("another tenant's namespace must not be told")
         return space.removeprefix(self.prefix)
+
+    def own(self, donor: DonorInfo) -> DonorInfo:
+        """One of the engine's donors that are theirs, under their own name of its namespace."""
+        return replace(donor, namespace=self.namespace(donor.namespace))
 
 
 def tenant_name(space: str) -> str:

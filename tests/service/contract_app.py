@@ -14,10 +14,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from aiohttp.typedefs import Handler
 
-from semshare_service.client.call import KV_MEDIA_TYPE
 from semshare_service.client.loop_thread import LoopThread
 from semshare_service.errors import error_body
 from semshare_service.exchange import respond
+from semshare_service.kv_wire import CONTENT_TYPE as KV_MEDIA_TYPE
 from semshare_service.wire import decode, request_media_type
 
 RUNS = [

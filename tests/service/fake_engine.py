@@ -21,6 +21,7 @@ from semshare.types import (
     FinishReason,
     FreshReason,
     ModeDivergence,
+    PoolUse,
     Prompt,
     Provenance,
     ReusePlan,
@@ -242,14 +243,9 @@ class FakeEngine:
             reasons=reasons.astype(np.uint8),
         )
 
-    def stats(self) -> dict[str, int | float]:
+    def pool_use(self) -> PoolUse:
         assert self.hold.wait(timeout=60)
-        return {
-            "pool_bytes": 300,
-            "pool_budget_bytes": 1000,
-            "donors": len(self.kept),
-            "donors_evicted": 2,
-        }
+        return PoolUse({}, running_bytes=300, free_bytes=700, donors_evicted=2)
 
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
         if not self.pending:

@@ -78,7 +78,7 @@ class ReadingEngine(FakeEngine):
         return self.ids_of[donor_id]
 
     def pool_use(self) -> PoolUse:
-        self._begin("pool_use", None)
+        assert self.hold.wait(timeout=60)
         namespaces = {
             name: NamespaceUse(len(found), sum(donor.bytes for donor in found), 4000)
             for name in {namespace for namespace, _ in self.kept}

@@ -23,8 +23,8 @@ from semshare_service.client import (
     PromptPiece,
     RequestRecord,
 )
-from semshare_service.client.call import KV_MEDIA_TYPE
 from semshare_service.errors import ServiceError, ServiceUnavailable
+from semshare_service.kv_wire import CONTENT_TYPE as KV_MEDIA_TYPE
 
 DONOR = DonorInfo("d0", "default", 6, 600, created=1.5, last_used=2.5)
 

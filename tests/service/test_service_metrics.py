@@ -80,7 +80,7 @@ async def test_paths_and_methods_of_clients_make_no_labels(client: TestClient) -
 async def test_it_answers_while_the_model_computes(client: TestClient, engine: FakeEngine) -> None:
     first = await scraped(client)
     assert value(first, "num_requests_running") == 0
-    engine.hold.clear()  # `stats` waits too, as behind the real engine's lock
+    engine.hold.clear()  # `pool_use` waits too, as behind the real engine's lock
     request = asyncio.create_task(complete(client))
     await entered(engine)
     samples = await scraped(client)

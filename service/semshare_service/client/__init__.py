@@ -1,7 +1,7 @@
 """Clients of the semshare service: `Client` and `AsyncClient`, the same methods on both."""
 
 from semshare_service.client.asynchronous import AsyncClient, AsyncKVHandle
-from semshare_service.client.calls import UNCHANGED, GenerationOptions
+from semshare_service.client.calls import GenerationOptions
 from semshare_service.client.records import (
     DonorPage,
     DonorText,
@@ -31,7 +31,6 @@ from semshare_service.client.transport import TLS, ClientOptions
 __all__ = [
     "NO_RETRIES",
     "TLS",
-    "UNCHANGED",
     "AnswerStream",
     "AsyncAnswerStream",
     "AsyncClient",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeAlias, Unpack
 
 from semshare.config import DEFAULT_NAMESPACE, ReusePolicy
 from semshare.types import ChatMessage, DonorInfo, Prompt
 from semshare_service.client import calls
 from semshare_service.client.call import Call
-from semshare_service.client.calls import UNCHANGED, GenerationOptions, Unchanged
+from semshare_service.client.calls import GenerationOptions
 from semshare_service.client.records import (
     DonorPage,
     DonorText,
@@ -138,9 +138,9 @@ class AsyncClient:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         pinned: bool | None = None,
-        ttl_s: float | Unchanged | None = UNCHANGED,
+        ttl_s: float | EllipsisType | None = ...,
     ) -> DonorInfo:
-        """Pin or unpin a donor, or let it expire `ttl_s` seconds from now (None: never)."""
+        """Pin or unpin a donor, or let it expire in `ttl_s` seconds (None: never; `...`: as is)."""
         call = calls.update_donor(donor_id, namespace=namespace, pinned=pinned, ttl_s=ttl_s)
         return await self._transport.send(call)
 

@@ -11,7 +11,6 @@ from semshare_service.errors import ServiceError, error_from_reply
 from semshare_service.wire import MediaType, decode, request_media_type
 
 T = TypeVar("T")
-KV_MEDIA_TYPE = "application/vnd.semshare.kv+msgpack"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from enum import Enum
+from types import EllipsisType
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from semshare.config import ReusePolicy
 from semshare.types import ChatMessage, DonorInfo, GenerateOptions, Prompt
-from semshare_service.client.call import KV_MEDIA_TYPE, Call
+from semshare_service.client.call import Call
 from semshare_service.client.records import (
     DonorPage,
     DonorText,
@@ -40,6 +40,7 @@ from semshare_service.client.results import (
     parse_match,
     parse_readiness,
 )
+from semshare_service.kv_wire import CONTENT_TYPE as KV_MEDIA_TYPE
 from semshare_service.wire import MediaType
 
 
@@ -50,15 +51,6 @@ class GenerationOptions(GenerateOptions, total=False):
     """
 
     model: str
-
-
-class Unchanged(Enum):
-    """Stands for a field that an update leaves as it is, where None means something else."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED = Unchanged.UNCHANGED
 
 
 def complete(prompt: str | Sequence[int], options: Mapping[str, Any]) -> Call[Completion]:
@@ -109,11 +101,11 @@ def donor(donor_id: str, *, namespace: str) -> Call[DonorText]:
 
 
 def update_donor(
-    donor_id: str, *, namespace: str, pinned: bool | None, ttl_s: float | Unchanged | None
+    donor_id: str, *, namespace: str, pinned: bool | None, ttl_s: float | EllipsisType | None
 ) -> Call[DonorInfo]:
     """`PATCH /v1/donors/{id}`."""
     body: dict[str, Any] = {} if pinned is None else {"pinned": pinned}
-    if ttl_s is not UNCHANGED:
+    if ttl_s is not ...:
         body["ttl_s"] = ttl_s
     path = _path("v1", "donors", donor_id, namespace=namespace)
     return Call("PATCH", path, parse_donor, body, is_repeatable=True)

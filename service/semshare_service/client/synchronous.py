@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Self, Unpack
 
 from semshare.config import DEFAULT_NAMESPACE, ReusePolicy
 from semshare.types import ChatMessage, DonorInfo, Prompt
 from semshare_service.client.asynchronous import AsyncClient, Chunks
-from semshare_service.client.calls import UNCHANGED, GenerationOptions, Unchanged
+from semshare_service.client.calls import GenerationOptions
 from semshare_service.client.loop_thread import LoopThread
 from semshare_service.client.records import (
     DonorPage,
@@ -124,9 +124,9 @@ class Client:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         pinned: bool | None = None,
-        ttl_s: float | Unchanged | None = UNCHANGED,
+        ttl_s: float | EllipsisType | None = ...,
     ) -> DonorInfo:
-        """Pin or unpin a donor, or let it expire `ttl_s` seconds from now (None: never)."""
+        """Pin or unpin a donor, or let it expire in `ttl_s` seconds (None: never; `...`: as is)."""
         return self._thread.run(
             self._client.update_donor(donor_id, namespace=namespace, pinned=pinned, ttl_s=ttl_s)
         )

@@ -16,7 +16,6 @@ from yarl import URL
 
 from semshare.errors import SemShareError
 from semshare_service.client.call import (
-    KV_MEDIA_TYPE,
     Call,
     Reply,
     error_of,
@@ -25,6 +24,7 @@ from semshare_service.client.call import (
 )
 from semshare_service.client.retries import Refused, RetryPolicy
 from semshare_service.errors import ServiceError, ServiceUnavailable
+from semshare_service.kv_wire import CONTENT_TYPE as KV_MEDIA_TYPE
 from semshare_service.wire import encode
 
 T = TypeVar("T")

@@ -11,11 +11,11 @@ from aiohttp import web
 from pydantic import Field
 
 from semshare_service.activity import Activity
-from semshare_service.context import SERVICE, Service, run, tenant_of
+from semshare_service.context import POOL, SERVICE, Service, run, tenant_of
 from semshare_service.engine import Engine
 from semshare_service.exchange import read_body, request_id, respond
 from semshare_service.pieces import prompt_pieces
-from semshare_service.pool_watch import PoolWatch
+from semshare_service.pool_watch import pool_body
 from semshare_service.recent import RecentRequests
 from semshare_service.replies import Body, list_body, match_body, token_runs
 from semshare_service.schemas import MatchRequest, StrictModel
@@ -47,7 +47,6 @@ class Watched:
 
     recent: RecentRequests
     activity: Activity
-    pool: PoolWatch
 
 
 WATCHED: web.AppKey[Watched] = web.AppKey("watched", Watched)
@@ -55,9 +54,7 @@ WATCHED: web.AppKey[Watched] = web.AppKey("watched", Watched)
 
 def watch(app: web.Application, service: Service) -> None:
     """Listen to a service's answers from now on."""
-    watched = Watched(
-        RecentRequests(service.settings.recent_requests), Activity(), PoolWatch(service.worker)
-    )
+    watched = Watched(RecentRequests(service.settings.recent_requests), Activity())
     service.listeners.extend((watched.recent, watched.activity))
     app[WATCHED] = watched
 
@@ -84,7 +81,7 @@ async def page_file(request: web.Request) -> web.Response:
 async def stats(request: web.Request) -> web.Response:
     """How much was reused, how fast, and what is kept."""
     service, watched, tenant = request.app[SERVICE], request.app[WATCHED], tenant_of(request)
-    pool = await watched.pool.body(tenant)
+    pool = pool_body(await request.app[POOL].latest(), tenant)
     now, status = time.time(), service.worker.status()
     body = {
         "object": "stats",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from aiohttp import web
 
@@ -32,7 +31,7 @@ async def remember(request: web.Request) -> web.Response:
         donor = engine.remember(
             fields.prompt(), namespace=space, pinned=fields.pinned, ttl_s=fields.ttl_s
         )
-        return _told(donor, tenant)
+        return donor_body(tenant.own(donor))
 
     return await run(request, operation)
 
@@ -48,7 +47,7 @@ async def donors(request: web.Request) -> web.Response:
         start = 0 if query.after is None else _place_after(found, query.after)
         page = found[start : start + query.limit]
         has_more = start + query.limit < len(found)
-        return list_body([_told(donor, tenant) for donor in page]) | {"has_more": has_more}
+        return list_body([donor_body(tenant.own(donor)) for donor in page]) | {"has_more": has_more}
 
     return await run(request, operation)
 
@@ -70,7 +69,7 @@ async def donor(request: web.Request) -> web.Response:
     space = tenant.space(NamespaceFields.parse(request.query).namespace)
 
     def operation(engine: Engine, _: Abandoned) -> Body:
-        told = _told(engine.donor(donor_id, namespace=space), tenant)
+        told = donor_body(tenant.own(engine.donor(donor_id, namespace=space)))
         return told | {"text": engine.donor_text(donor_id, namespace=space)}
 
     return await run(request, operation)
@@ -87,7 +86,7 @@ async def change(request: web.Request) -> web.Response:
         changed = engine.update_donor(
             donor_id, namespace=space, pinned=changes.pinned, ttl_s=changes.time_to_live()
         )
-        return _told(changed, tenant)
+        return donor_body(tenant.own(changed))
 
     return await run(request, operation)
 
@@ -105,7 +104,7 @@ async def publish(request: web.Request) -> web.Response:
     space = owner.space(query.namespace)
 
     def operation(engine: Engine, _: Abandoned) -> Body:
-        return _told(engine.publish(donor_id, namespace=space), owner)
+        return donor_body(owner.own(engine.publish(donor_id, namespace=space)))
 
     return await run(request, operation)
 
@@ -134,8 +133,3 @@ async def match(request: web.Request) -> web.Response:
         return match_body(engine.plan(fields.prompt(), policy=policy, namespace=space))
 
     return await run(request, operation)
-
-
-def _told(donor: DonorInfo, tenant: Tenant) -> Body:
-    """A donor as its tenant knows it."""
-    return donor_body(replace(donor, namespace=tenant.namespace(donor.namespace)))

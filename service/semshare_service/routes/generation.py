@@ -83,7 +83,7 @@ class _Asked:
     def ended(self, answer: Answer, queue_s: float) -> Answer:
         """The answer in the tenant's own words; whoever listens is told of it."""
         if answer.donor is not None:
-            answer = replace(answer, donor=replace(answer.donor, namespace=self.namespace))
+            answer = replace(answer, donor=self.tenant.own(answer.donor))
         self.service.answered(
             Answered(
                 request_id=self.request_id,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Literal
 
 from aiohttp import web
@@ -15,11 +14,17 @@ from semshare.errors import InvalidRequest
 from semshare_service.context import SERVICE, run, tenant_of
 from semshare_service.engine import Engine
 from semshare_service.errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
-from semshare_service.exchange import READ_TIMEOUT_S, read_body, request_id, respond
+from semshare_service.exchange import (
+    READ_TIMEOUT_S,
+    REQUEST_ID_HEADER,
+    read_body,
+    request_id,
+    respond,
+)
 from semshare_service.handles import HANDLES, HeldKV
 from semshare_service.kv_wire import CONTENT_TYPE, HeaderReader, KVHeader, encode, read_layers
 from semshare_service.replies import Body, donor_body, provenance_body
-from semshare_service.schemas import MatchRequest, NamespaceFields
+from semshare_service.schemas import MatchRequest, NamespaceFields, TimeToLive
 from semshare_service.worker import Abandoned
 
 if TYPE_CHECKING:
@@ -31,7 +36,7 @@ routes = web.RouteTableDef()
 class PrefillRequest(MatchRequest):
     """`POST /v1/prefill`."""
 
-    ttl_s: float | None = Field(default=None, gt=0)
+    ttl_s: TimeToLive | None = None
 
 
 class ImportQuery(NamespaceFields):
@@ -93,7 +98,7 @@ async def read(request: web.Request) -> web.StreamResponse:
             header, (prompt.layer(index).to_bytes() for index in range(header.n_layers))
         )
         response = web.StreamResponse(
-            headers={"Content-Type": CONTENT_TYPE, "X-Request-Id": request_id(request)}
+            headers={"Content-Type": CONTENT_TYPE, REQUEST_ID_HEADER: request_id(request)}
         )
         await response.prepare(request)
         try:
@@ -149,7 +154,7 @@ async def bring(request: web.Request) -> web.Response:
                 pinned=query.pinned == "true",
                 ttl_s=query.ttl_s,
             )
-            return donor_body(replace(donor, namespace=tenant.namespace(donor.namespace)))
+            return donor_body(tenant.own(donor))
 
         return await run(request, operation)
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from semshare_service.context import ENGINE_STATS, SERVICE, Service, tenant_of
+from semshare_service.context import POOL, SERVICE, Service, tenant_of
 from semshare_service.errors import ServiceUnavailable, UnknownModel
 from semshare_service.exchange import request_id, respond
 from semshare_service.metrics import Metrics
@@ -77,7 +77,7 @@ async def metrics(request: web.Request) -> web.Response:
     service, tenant = request.app[SERVICE], tenant_of(request)
     text = request.app[METRICS].exposition(
         service.worker.status(),
-        await request.app[ENGINE_STATS].latest() if tenant.operator else None,
+        await request.app[POOL].latest() if tenant.operator else None,
         service.shadow.counts(),
         tenant=None if tenant.operator else tenant.name,
     )
