@@ -148,9 +148,16 @@ def _stats(snapshot: Snapshot) -> Table:
     """Every number the service tells, under the names it tells them by."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in _leaves(snapshot.stats):
-        size = name.endswith("bytes") and isinstance(value, int)
-        table.add_row(Text(name), Text(decimal(value) if size else str(value)))
+        table.add_row(Text(name), Text(_number(name, value)))
     return table
+
+
+def _number(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1e6 else f"{value:.0f}"
+    return decimal(value) if name.startswith("pool.") else str(value)
 
 
 def _leaves(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -79,6 +79,10 @@ REQUEST = {
     "ttft_s": 0.125,
     "queue_s": 0.5,
 }
+STATS = {
+    "pool": {"age_s": 0.25, "donors": 3_000_000, "prefixes": 0, "running": None, "free": None},
+    "donors": 7,
+}
 KV = [b"\x81header", b"tensor " * 20_000, b"tensor"]
 
 
@@ -169,7 +173,7 @@ class Contract:
                 web.delete("/v1/kv/{handle}", self._answer({"handle": "h1", "deleted": True})),
                 web.put("/v1/kv", self._answer(donor_body(0))),
                 web.get("/v1/models", self._answer({"data": [_model()]})),
-                web.get("/v1/stats", self._answer({"pool": {"used_bytes": 3 << 20}, "served": 7})),
+                web.get("/v1/stats", self._answer(STATS)),
                 web.get("/v1/requests", self._answer({"data": [REQUEST]})),
                 web.get("/v1/requests/{id}", self._answer(REQUEST | {"pieces": PIECES})),
                 web.get("/metrics", self._metrics),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from contract_app import PIECES, REQUEST, Contract, listening_in_a_thread
+from contract_app import PIECES, REQUEST, STATS, Contract, listening_in_a_thread
 from rich.console import Console
 
 from semshare import cli_top
@@ -180,11 +180,11 @@ def test_top_once(run: Run, url: str, contract: Contract) -> None:
     assert code == 0
     assert output.startswith(f"fake  {url}  ready  queue 2 of 32\n")
     assert "fuzzy 0.0%, fresh 33.3%" in output
-    assert "pool.used_bytes" in output
-    assert "3.1 MB" in output
+    assert "pool.donors    3.0 MB" in output
+    assert "pool.free      –" in output
     found = record(run("top", "--url", url, "--json")[1])
     assert found["shares"] == {"prefix": 4 / 6, "span": 0.0, "fuzzy": 0.0, "fresh": 2 / 6}
-    assert found["stats"] == {"pool": {"used_bytes": 3 << 20}, "served": 7}
+    assert found["stats"] == STATS
     assert found["requests"] == [REQUEST]
     other = record(run("top", "--url", url, "--json", "--namespace", "other")[1])
     assert (other["requests"], other["shares"], other["ttft_fresh_s"]) == ([], {}, None)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 from aiohttp.test_utils import TestServer
-from contract_app import KV, PIECES, REQUEST, REUSE, Contract, listening
+from contract_app import KV, PIECES, REQUEST, REUSE, STATS, Contract, listening
 
 from semshare.config import ReusePolicy
 from semshare.types import DonorInfo
@@ -118,7 +118,7 @@ async def test_inspect(ask: Callable[..., Any], contract: Contract) -> None:
 
 async def test_observation(ask: Callable[..., Any], contract: Contract) -> None:
     assert await ask("models") == (ModelInfo("fake", 1_700_000_000, "semshare", 1024),)
-    assert await ask("stats") == {"pool": {"used_bytes": 3 << 20}, "served": 7}
+    assert await ask("stats") == STATS
     record = RequestRecord(**REQUEST)
     assert await ask("requests", limit=5) == (record,)
     assert last(contract)[1] == "/v1/requests?limit=5"
