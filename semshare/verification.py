@@ -11,7 +11,7 @@ import torch
 from semshare.config import ReusePolicy
 from semshare.engine.generation import Request
 from semshare.engine.stopwatch import Stopwatch
-from semshare.errors import PromptTooLong
+from semshare.errors import PoolExhausted, PromptTooLong
 from semshare.fidelity import kl, top1_agreement
 from semshare.planning.monitor import modes_down_from
 from semshare.session import Session
@@ -45,7 +45,7 @@ def verification(
 
     Raises:
         PromptTooLong: prompt and answer are longer than the context.
-        PoolExhausted: no KV slots, and nothing left to evict.
+        PoolExhausted: no free KV slots. Nothing is evicted to measure.
 
     """
     answer = answer[: session.config.prefill_rows]
@@ -81,6 +81,12 @@ def _logits(
 ) -> tuple[torch.Tensor, Provenance]:
     """Logits `[m, vocab]` float32 that each of the answer's tokens could be picked from."""
     request = Request(ids, policy, namespace, len(answer))
+    with session.lock:
+        pool = session.pool
+        wanted = pool.pages_for(len(ids) + len(answer))
+        if wanted > pool.free_pages:
+            free = pool.free_pages * pool.page_size
+            raise PoolExhausted(wanted * pool.page_size, free, pool.n_slots)
     with session.served(request, Stopwatch(), leaves_nothing=True, between=between) as served:
         with session.lock, torch.inference_mode():
             logits = session.score(served.sequence, served.logits, answer)

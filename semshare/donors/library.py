@@ -169,19 +169,20 @@ class DonorLibrary:
         *,
         history: Scores,
         pinned: bool,
-        ttl_s: float | None = None,
+        ttl_s: float | EllipsisType | None = ...,
     ) -> Donor | None:
         """The donor that a prompt is already, if it is one.
 
         It stays on its own pages, learns the new history, is pinned if either asks for that, and
-        expires when the later of both does.
+        expires when the later of both does; `...` says nothing of that.
         """
         space = self.find(namespace)
         known = space.donors.get(donor_id(namespace, ids)) if space else None
         if known is None:
             return None
         now = self._now()
-        known.expires_at = max(known.expires_at, self._expiry(now, ttl_s))
+        if not isinstance(ttl_s, EllipsisType):
+            known.expires_at = max(known.expires_at, self._expiry(now, ttl_s))
         if len(known.history) and len(history):
             history = known.history + history
         known.history = history if len(history) else known.history
@@ -262,7 +263,7 @@ class DonorLibrary:
         space = self.find(namespace)
         donor = space.donors.get(name) if space else None
         if donor is None:
-            raise _no_donor(namespace, name)
+            raise _no_donor(name)
         return donor
 
     def get_readable(self, namespace: str, name: str) -> Donor:
@@ -274,7 +275,7 @@ class DonorLibrary:
         """
         donor = self._readable(namespace, name)
         if donor is None:
-            raise _no_donor(namespace, name)
+            raise _no_donor(name)
         return donor
 
     def touch(self, namespace: str, names: Iterable[str]) -> None:
@@ -408,5 +409,5 @@ class DonorLibrary:
             del self._namespaces[name]
 
 
-def _no_donor(namespace: str, name: str) -> NotFound:
-    return NotFound(f"no donor {name!r} in namespace {namespace!r}: list donors to see them")
+def _no_donor(name: str) -> NotFound:
+    return NotFound(f"no donor {name!r} in this namespace: list donors to see them")

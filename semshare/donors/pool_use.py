@@ -27,6 +27,8 @@ def pool_use(library: DonorLibrary, pool: KVPool) -> PoolUse:
             donor_bytes=len(of_donors) * page_bytes,
             prefix_bytes=len(only_prefixes) * page_bytes,
         )
+    # Of a published donor that was forgotten, others' may have kept the beginning.
+    kept[_distinct(node.pages for node in library.published.prefixes.nodes())] = True
     free = pool.free_pages
     return PoolUse(
         namespaces=namespaces,

@@ -126,7 +126,9 @@ class PrefixTree:
             step.locks -= 1
 
     def oldest_leaf(self, idle: Mask) -> PrefixNode | None:
-        """The least recently used leaf that is not locked and holds a page that is `idle`.
+        """The least recently used leaf that is not locked and has a page that is `idle`.
+
+        In itself or above it: a leaf without one hides those that its path would give back.
 
         Args:
             idle: `[n_pages]` pages that would be free without leaves such as this.
@@ -135,7 +137,9 @@ class PrefixTree:
         leaves = (
             node
             for node in self.nodes()
-            if not node.children and not node.locks and idle[node.pages].any()
+            if not node.children
+            and not node.locks
+            and any(idle[step.pages].any() for step in node.path() if not step.locks)
         )
         return min(leaves, key=lambda n: n.last_used, default=None)
 

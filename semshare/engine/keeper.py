@@ -6,6 +6,8 @@ approximate KV.
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import numpy as np
 
 from semshare.config import ReusePolicy
@@ -20,7 +22,8 @@ from semshare.kv.sequence import KVSequence
 from semshare.planning.guard import mark_facts
 from semshare.types import DonorInfo, Ids, RememberState, Scores
 
-# Prompts that wait to be computed in full, at most; later ones are not remembered.
+# Prompts that wait to be computed in full, at most, of all namespaces that share their limits;
+# later ones are not remembered.
 MAX_PENDING = 256
 
 
@@ -83,7 +86,9 @@ class Keeper:
     def add_pending(self, namespace: str, ids: Ids) -> bool:
         """Let a prompt wait to be computed in full, unless too many wait already."""
         key = (namespace, ids.tobytes())
-        if key not in self._pending and len(self._pending) >= MAX_PENDING:
+        prefix = self.limits_of(namespace).prefix
+        alike = sum(name.startswith(prefix) for name, _ in self._pending)
+        if key not in self._pending and alike >= MAX_PENDING:
             return False
         self._pending[key] = ids
         return True
@@ -129,7 +134,7 @@ class Keeper:
         history: Scores,
         *,
         pinned: bool,
-        ttl_s: float | None = None,
+        ttl_s: float | EllipsisType | None = ...,
     ) -> DonorInfo:
         """Make the prompt a donor.
 
@@ -138,7 +143,7 @@ class Keeper:
             sequence: begins with the prompt.
             history: `[n]` attention that answers paid to its tokens.
             pinned: never evicted.
-            ttl_s: seconds until it expires; None: it stays.
+            ttl_s: seconds until it expires; None: it stays; `...` leaves a donor's as it is.
 
         Raises:
             QuotaExceeded: its namespace may keep no more.
@@ -159,7 +164,7 @@ class Keeper:
             history=history,
             marks=mark_facts(ids, self._texts),
             pinned=pinned,
-            ttl_s=ttl_s,
+            ttl_s=None if isinstance(ttl_s, EllipsisType) else ttl_s,
         )
         return donor.info
 

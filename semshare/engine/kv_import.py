@@ -4,13 +4,14 @@ Four checks, from the cheapest to the dearest; nothing can be found by others be
 
 1. dtype, shapes, finite numbers, and magnitudes that the weights can give at all;
 2. keys and values of *all* tokens in the first layer, which follow from the ids alone;
-3. `TESTED` rows at the end and as many drawn from the ids are computed again in every layer, over
-   the KV that was brought, and must be what was brought;
+3. the last `TESTED` rows, and one drawn by the ids from each `STRIDE` before them, are computed
+   again in every layer, over the KV that was brought, and must be what was brought;
 4. the answer's logits are finite.
 
-They find KV of another prompt, model, order or position. KV of the other rows is tested only by
-what it does to the tested ones, so this is no proof against somebody who forges it with care:
-whoever may bring KV into a namespace is trusted by those who use that namespace.
+They find KV of another prompt, model, order or position, and spans of `STRIDE` tokens that another
+prompt lent. KV of the other rows is tested only by what it does to the tested ones, so this is no
+proof against somebody who forges it with care: whoever may bring KV into a namespace is trusted by
+those who use that namespace.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from semshare.session import Session
 
 TESTED = 8
+STRIDE = 16  # tokens: the shortest span that a default policy reuses
 _CHUNK = 1024  # tokens whose first layer is computed at a time
 # Most deviation of a tested row, see `deviations`. What another order of summation gives is at most
 # 3e-6, 0.024 and 0.003 (transformers' own prefill of 400 tokens on SmolLM2-135M); the same prompt
@@ -204,11 +206,13 @@ def _tested(session: Session, ids: Ids, sequence: KVSequence) -> Tensor:
 
 
 def _rows_to_test(ids: Ids) -> NDArray[np.int64]:
-    """The last rows and some that follow from the ids, ascending: the same KV fares alike."""
+    """The last rows and one of each `STRIDE`, by the ids, ascending: the same KV fares alike."""
     before = max(len(ids) - TESTED, 0)
     seed = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
-    drawn = np.random.default_rng(seed).choice(before, size=min(TESTED, before), replace=False)
-    return np.concatenate((np.sort(drawn), np.arange(before, len(ids))))
+    starts = np.arange(0, before, STRIDE)
+    ends = np.minimum(starts + STRIDE, before)
+    drawn = np.random.default_rng(seed).integers(starts, ends)
+    return np.concatenate((drawn, np.arange(before, len(ids))))
 
 
 def _check_rows(

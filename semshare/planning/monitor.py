@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 
 from semshare.config import ReuseMode, ReusePolicy
@@ -12,6 +12,7 @@ from semshare.types import Divergence, Provenance
 MEAN_OVER = 16  # latest measurements whose mean is held against the bound
 CLEAN_BEFORE_UP = 8  # measurements in a row, each within the bound, that end a step down
 REMEMBERED = 64  # latest measurements that count at all, by namespace and mode
+_MAX_SEEN = 4096  # namespaces and modes with measurements
 
 _STEPS_DOWN: dict[ReuseMode, ReuseMode] = {"semantic": "span", "span": "prefix"}
 
@@ -24,7 +25,7 @@ def modes_down_from(mode: ReuseMode) -> list[ReuseMode]:
     return modes
 
 
-def is_stepped_down(measured: Iterable[float], bound: float) -> bool:
+def is_stepped_down(measured: Iterable[float], bound: float, *, cut: bool = False) -> bool:
     """Whether a mode with these measurements, oldest first, is not to be used under a bound.
 
     It steps down where the mean of the latest `MEAN_OVER`, or of all there are, is above the
@@ -33,6 +34,7 @@ def is_stepped_down(measured: Iterable[float], bound: float) -> bool:
 
     Args:
         measured: KL in nats. NaN is above every bound.
+        cut: there were others before these, so that the mean of the first few says nothing.
         bound: KL in nats.
 
     """
@@ -43,9 +45,9 @@ def is_stepped_down(measured: Iterable[float], bound: float) -> bool:
         if stepped_down:
             clean = clean + 1 if divergence <= bound else 0
             if clean == CLEAN_BEFORE_UP:
-                stepped_down = False
+                stepped_down = cut = False
                 latest = deque(list(latest)[-clean:], maxlen=MEAN_OVER)
-        elif not sum(latest) / len(latest) <= bound:
+        elif (len(latest) == MEAN_OVER or not cut) and not sum(latest) / len(latest) <= bound:
             stepped_down, clean = True, 0
     return stepped_down
 
@@ -63,9 +65,8 @@ class DivergenceMonitor:
 
     def __init__(self, default_bound: float | None = None) -> None:
         self._default_bound = default_bound
-        self._seen: defaultdict[tuple[str, str], deque[float]] = defaultdict(
-            lambda: deque(maxlen=REMEMBERED)
-        )
+        # Clients name namespaces, so the one measured longest ago makes room.
+        self._seen: OrderedDict[tuple[str, str], deque[float]] = OrderedDict()
 
     def observe(self, namespace: str, provenance: Provenance, divergence: Divergence) -> bool:
         """Take note of one answer's divergence, if anything approximate was used for it.
@@ -78,7 +79,11 @@ class DivergenceMonitor:
         """
         counts = not provenance.exact and provenance.retained == 1.0
         if counts:
-            self._seen[namespace, provenance.mode].append(divergence.kl)
+            key = namespace, provenance.mode
+            self._seen.setdefault(key, deque(maxlen=REMEMBERED)).append(divergence.kl)
+            self._seen.move_to_end(key)
+            if len(self._seen) > _MAX_SEEN:
+                self._seen.popitem(last=False)
         return counts
 
     def bound_of(self, policy: ReusePolicy) -> float | None:
@@ -92,7 +97,8 @@ class DivergenceMonitor:
         while (
             bound is not None
             and mode in _STEPS_DOWN
-            and is_stepped_down(self._seen.get((namespace, mode), ()), bound)
+            and (seen := self._seen.get((namespace, mode)))
+            and is_stepped_down(seen, bound, cut=len(seen) == REMEMBERED)
         ):
             mode = _STEPS_DOWN[mode]
         return mode

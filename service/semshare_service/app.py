@@ -7,14 +7,15 @@ import time
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
-from semshare_service.auth import KeyRing, auth_middleware
+from semshare_service.auth import KeyRing, auth_middleware, only_local_names
 from semshare_service.context import POOL, SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.exchange import READ_TIMEOUT_S, error_middleware
 from semshare_service.finished import finish_middleware, note_answer
 from semshare_service.handles import HANDLES, Handles, handles_life
-from semshare_service.limits import TenantSlots, limited
+from semshare_service.limits import limited
 from semshare_service.logs import log_access
 from semshare_service.metrics import Metrics
 from semshare_service.observed import Answered
@@ -65,8 +66,7 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
             finish_middleware([log_access, metrics.observe_request]),
             errors_as_events,
             error_middleware(settings.request_timeout_s),
-            *([auth_middleware(KeyRing(settings))] if settings.tenants else []),
-            TenantSlots().middleware,
+            *_who_may_ask(settings),
         ],
         client_max_size=settings.max_body_bytes,
     )
@@ -83,6 +83,12 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     app.on_shutdown.append(refuse_waiting)
     app.add_routes(all_routes())
     return app
+
+
+def _who_may_ask(settings: ServiceSettings) -> list[Middleware]:
+    if settings.tenants:
+        return [auth_middleware(KeyRing(settings))]
+    return [] if settings.allow_remote else [only_local_names]
 
 
 def _offer(event: Answered, shadow: Shadow, worker: ModelWorker) -> None:

@@ -15,9 +15,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from semshare_service.context import TENANT
-from semshare_service.errors import InvalidKey
+from semshare_service.errors import InvalidKey, PermissionDenied
 from semshare_service.exchange import error_response
-from semshare_service.settings import ServiceSettings
+from semshare_service.settings import ServiceSettings, is_loopback
 from semshare_service.tenants import Tenant
 
 # Probes hold no key and are told only that the process lives; the dashboard's page is the same for
@@ -84,6 +84,22 @@ def auth_middleware(ring: KeyRing) -> Middleware:
         return await handler(request)
 
     return middleware
+
+
+@web.middleware
+async def only_local_names(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse requests under a name that is not this machine's own.
+
+    For a service without keys on a loopback address: a page of anybody's, whose name is made to
+    point here, would be of the same origin to a browser, which would let it read all there is.
+    """
+    host = request.url.host or ""
+    if not is_loopback(host):
+        raise PermissionDenied(
+            f"the host {host!r} is not this machine: without API keys ask 127.0.0.1 or localhost, "
+            "or set allow_remote if the network is trusted"
+        )
+    return await handler(request)
 
 
 def _sent_key(request: web.Request) -> str | None:

@@ -55,5 +55,5 @@ def tenant_of(request: web.Request) -> Tenant:
 
 async def run(request: web.Request, operation: Operation[Body]) -> web.Response:
     """The result of an operation on the engine, as a response."""
-    served = await request.app[SERVICE].worker.submit(operation)
+    served = await request.app[SERVICE].worker.submit(operation, tenant_of(request))
     return respond(request, served.value)

@@ -7,7 +7,6 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from semshare.errors import NotFound
+from semshare_service.context import SERVICE
 from semshare_service.errors import TooManyHandles
 from semshare_service.kv_wire import KVHeader
 
@@ -42,7 +42,7 @@ class _Entry:
 class Handles:
     """All handles. Thread-safe; no method waits for the engine.
 
-    KV is released once its handle has gone and nobody reads it any more, by a thread of its own,
+    KV is released once its handle has gone and nobody reads it any more, in a thread of its own,
     because that waits for the engine's lock.
 
     Args:
@@ -54,7 +54,7 @@ class Handles:
         self._most = most
         self._lock = threading.Lock()  # guards what follows
         self._entries: dict[str, _Entry] = {}
-        self._releasing = ThreadPoolExecutor(1, "semshare-release")
+        self._releasing: list[threading.Thread] = []
 
     def reserve(self, tenant: str) -> str:
         """A name for KV that is to be computed.
@@ -128,12 +128,15 @@ class Handles:
         with self._lock:
             self._drop(name)
 
-    async def close(self) -> None:
-        """End all handles and wait until their KV is released."""
+    async def close(self, timeout_s: float) -> None:
+        """End all handles and wait for their KV to be released, at most so many seconds."""
         with self._lock:
             for name in list(self._entries):
                 self._drop(name)
-        await asyncio.to_thread(self._releasing.shutdown)
+            releasing = list(self._releasing)
+        ends = time.monotonic() + timeout_s
+        for thread in releasing:
+            await asyncio.to_thread(thread.join, max(ends - time.monotonic(), 0.0))
 
     # With the lock held.
 
@@ -154,7 +157,11 @@ class Handles:
             self._release(entry.held)
 
     def _release(self, held: HeldKV) -> None:
-        self._releasing.submit(held.prompt.release)
+        self._releasing = [thread for thread in self._releasing if thread.is_alive()]
+        # A daemon: a process that ends need not give slots back.
+        thread = threading.Thread(target=held.prompt.release, name="semshare-release", daemon=True)
+        self._releasing.append(thread)
+        thread.start()
 
 
 HANDLES: web.AppKey[Handles] = web.AppKey("handles", Handles)
@@ -163,4 +170,4 @@ HANDLES: web.AppKey[Handles] = web.AppKey("handles", Handles)
 async def handles_life(app: web.Application) -> AsyncIterator[None]:
     """Of an application: at its end nothing stays held."""
     yield
-    await app[HANDLES].close()
+    await app[HANDLES].close(app[SERVICE].settings.shutdown_timeout_s)

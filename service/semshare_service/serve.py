@@ -132,6 +132,8 @@ async def _listen(
             settings.port,
             backlog=_BACKLOG,
             ssl=tls,
+            # Such connections are not among those that `max_connections` counts yet.
+            ssl_handshake_timeout=None if tls is None else min(settings.read_timeout_s, 10.0),
         )
     except OSError as error:
         raise ServiceUnavailable(

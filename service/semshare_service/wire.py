@@ -19,6 +19,7 @@ MAX_DEPTH = 16  # containers within containers; requests need five
 # Elements of one array. msgpack's decoder allocates what a header announces before it has read
 # the elements, so headers nested in each other would otherwise multiply a small body.
 MAX_ITEMS = 1 << 17
+MAX_VALUES = MAX_ITEMS + (1 << 13)  # of one body, keys included: one long array and what is beside
 
 
 class MediaType(Enum):
@@ -133,7 +134,11 @@ def _refuse_constant(name: str) -> NoReturn:
 def _check(value: object) -> None:
     """Walk the value without recursion and hold it to what both forms can carry."""
     level: list[object] = [value]
+    total = 0
     for _ in range(MAX_DEPTH + 1):
+        total += len(level)
+        if total > MAX_VALUES:
+            raise InvalidRequest(f"the body holds over {MAX_VALUES} values: send a smaller one")
         deeper: list[object] = []
         for item in level:
             if isinstance(item, dict):

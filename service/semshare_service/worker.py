@@ -15,7 +15,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -25,7 +25,8 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 from semshare.engine.failures import log_failure
 from semshare.errors import SemShareError
 from semshare_service.engine import Engine, EngineLoader
-from semshare_service.errors import QueueFull, ServiceUnavailable
+from semshare_service.errors import ConcurrencyExceeded, QueueFull, ServiceUnavailable
+from semshare_service.tenants import ANYONE, Tenant
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ Operation: TypeAlias = Callable[[Engine, Abandoned], T]
 StreamOperation: TypeAlias = Callable[[Engine, Abandoned], Generator[T]]
 
 _RECENT = 32  # requests whose mean service time estimates the wait
+_RETRY_AFTER_S = 1.0  # one of the tenant's own must end, which may be at any time
 _FIRST_GUESS_S = 1.0  # service time before any request has been served
 
 
@@ -114,6 +116,7 @@ class ModelWorker:
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[_Job] = deque()
         self._running: set[_Job] = set()
+        self._jobs_of: Counter[str] = Counter()  # waiting and running, by tenant
         self._completing = False  # a prompt that waits to become a donor, or other idle work
         self._may_have_pending = False
         self._state: WorkerState = "loading"
@@ -135,17 +138,19 @@ class ModelWorker:
     def _thread(target: Callable[..., None], *args: object) -> threading.Thread:
         return threading.Thread(target=target, args=args, name="semshare-model", daemon=True)
 
-    async def submit(self, operation: Operation[T]) -> Served[T]:
-        """Run `operation` in the worker's thread and await its result.
+    async def submit(self, operation: Operation[T], tenant: Tenant = ANYONE) -> Served[T]:
+        """Run `operation` for a tenant in the worker's thread and await its result.
 
-        Raises `QueueFull`, `ServiceUnavailable` or whatever the operation raises. Cancelling the
-        caller drops the job if it has not started.
+        Raises `QueueFull`, `ConcurrencyExceeded`, `ServiceUnavailable` or whatever the operation
+        raises. Cancelling the caller drops the job if it has not started.
         """
-        with self._submitted(operation) as job:
+        with self._submitted(operation, tenant) as job:
             return await asyncio.wrap_future(job.future)
 
-    async def stream(self, operation: StreamOperation[T]) -> AsyncGenerator[Served[T]]:
-        """Run `operation` in the worker's thread and yield each of its items as it comes.
+    async def stream(
+        self, operation: StreamOperation[T], tenant: Tenant = ANYONE
+    ) -> AsyncGenerator[Served[T]]:
+        """Run `operation` as `submit` does, and yield each of its items as it comes.
 
         The thread never waits for whoever takes them: what is not taken yet is kept. Raises as
         `submit` does. Closing the generator drops a job that has not started, and tells one that
@@ -165,20 +170,26 @@ class ModelWorker:
                 for item in items:
                     tell(Served(item, queue_s))
 
-        with self._submitted(run) as job:
+        with self._submitted(run, tenant) as job:
             job.future.add_done_callback(lambda _: tell(None))
             while (item := await arrived.get()) is not None:
                 yield item
             job.future.result()  # raises what the operation has raised
 
     @contextmanager
-    def _submitted(self, operation: Operation[T]) -> Iterator[_Job]:
-        """A job in the queue; it is taken out of it, or told, when the block ends."""
+    def _submitted(self, operation: Operation[T], tenant: Tenant) -> Iterator[_Job]:
+        """A job in the queue; it is taken out of it, or told, when the block ends.
+
+        Its tenant's place is free once it has ended, which may be after its client has gone.
+        """
         job = _Job(operation, time.monotonic())
         with self._changed:
             self._refuse_unless_accepting()
+            self._refuse_above(tenant)
+            self._jobs_of[tenant.name] += 1
             self._queue.append(job)
             self._changed.notify_all()
+        job.future.add_done_callback(lambda _: self._free_place(tenant))
         try:
             yield job
         finally:
@@ -187,6 +198,21 @@ class ModelWorker:
             with self._changed:
                 if job in self._queue:  # given up before its turn: its place is free again
                     self._queue.remove(job)
+
+    def _refuse_above(self, tenant: Tenant) -> None:
+        jobs, most = self._jobs_of[tenant.name], tenant.max_concurrency
+        if most is not None and jobs >= most:
+            raise ConcurrencyExceeded(
+                f"{jobs} requests of this tenant are running, of {most} (max_concurrency): try "
+                "again when one has ended",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    def _free_place(self, tenant: Tenant) -> None:
+        with self._changed:
+            self._jobs_of[tenant.name] -= 1
+            if not self._jobs_of[tenant.name]:
+                del self._jobs_of[tenant.name]
 
     def wake(self) -> None:
         """Look for idle work."""
@@ -376,6 +402,9 @@ class ModelWorker:
                 value = job.context.run(job.operation, engine, job.abandoned.is_set)
             except Exception as caught:
                 error = caught
+            except BaseException as caught:  # a panic of an extension: this thread lives on
+                log_failure("an operation broke off", caught, level=logging.ERROR)
+                error = ServiceUnavailable("the request broke off inside the model: send it again")
         ended = time.monotonic()
         with self._changed:
             self._running.discard(mine.pop())

@@ -126,7 +126,7 @@ def test_namespaces_hold_nothing_of_each_other(library: DonorLibrary, pool: KVPo
     assert other.spans.find(ids_from(0, 14), start=0, min_length=8) == []
     assert other.prompts.nearest(library.vector(ids_from(0, 14)), 3) == []
     assert library.infos("b") == []
-    with pytest.raises(NotFound, match=f"no donor '{donor.id}' in namespace 'b'"):
+    with pytest.raises(NotFound, match=f"no donor '{donor.id}' in this namespace"):
         library.remove("b", donor.id)
     assert [info.id for info in library.infos("a")] == [donor.id]
 

@@ -217,3 +217,18 @@ def test_deviations_by_hand() -> None:
     got = expected + torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]], [[0.0, 1.0]]])
     # Lengths 5, 0.1, 10; the second is measured by their median, 5.
     assert deviations(got, expected).tolist() == pytest.approx([0.2, 0.2, 0.1])
+
+
+def test_a_span_that_another_prompt_lent_is_found() -> None:
+    engine = tiny_engine()
+    engine.remember(TEXT)
+    policy = ReusePolicy(mode="span", recompute=0.0, fact_guard=False)
+    for start in range(6):  # the rows that are drawn follow from the ids
+        prompt = f"{'Another text comes first. ' * (start + 1)}{TEXT} And then?"
+        with engine.prefill(prompt, policy=policy) as mixed:
+            assert mixed.provenance.counts["span"] >= 16
+            layers = [mixed.layer(index) for index in range(engine.model.n_layers)]
+        with pytest.raises(KVMismatch):
+            engine.import_donor(
+                engine.encode(prompt), layers, fingerprint=engine.fingerprint, namespace="n"
+            )

@@ -123,8 +123,16 @@ def test_only_the_latest_are_remembered(
     monitor = DivergenceMonitor()
     for divergence in [*old, *measured]:
         observe(monitor, "semantic", divergence)
-    expected = is_stepped_down([*old, *measured][-REMEMBERED:], bound)
+    seen = [*old, *measured][-REMEMBERED:]
+    expected = is_stepped_down(seen, bound, cut=len(seen) == REMEMBERED)
     assert mode(monitor, bound) == ("span" if expected else "semantic")
+
+
+def test_what_is_no_longer_remembered_does_not_make_it_flap() -> None:
+    monitor = DivergenceMonitor()
+    for divergence in [*[0.0] * 16, *[*[0.0] * 7, 0.3] * 12]:  # any 16 have a mean of 0.0375
+        observe(monitor, "semantic", divergence)
+        assert mode(monitor, 0.1) == "semantic"
 
 
 def test_the_default_bound_is_of_policies_without_one() -> None:

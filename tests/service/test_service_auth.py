@@ -177,3 +177,17 @@ def test_tenants_may_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEMSHARE_TENANTS", "a")
     with pytest.raises(InvalidRequest, match="tenants are written as JSON"):
         load_settings()
+
+
+async def test_without_keys_a_name_that_points_here_is_refused(client: TestClient) -> None:
+    for host, status in (("evil.example:8765", 403), ("localhost", 200), ("127.0.0.1:1", 200)):
+        async with client.get("/v1/requests", headers={"Host": host}) as response:
+            assert response.status == status
+
+
+async def test_where_others_may_ask_any_name_will_do(engine: FakeEngine) -> None:
+    async with (
+        running(engine, allow_remote=True) as client,
+        client.get("/v1/requests", headers={"Host": "model.example"}) as response,
+    ):
+        assert response.status == 200

@@ -47,7 +47,7 @@ async def test_a_handle_is_its_tenants_alone() -> None:
     handles.drop("a", name)
     with pytest.raises(NotFound):
         handles.drop("a", name)
-    await handles.close()
+    await handles.close(60)
     assert prompt.released == 1
 
 
@@ -63,7 +63,7 @@ async def test_each_tenant_has_so_many() -> None:
     handles.reserve("b")
     handles.drop("a", first)
     handles.reserve("a")
-    await handles.close()
+    await handles.close(60)
 
 
 async def test_what_is_read_is_released_after_its_last_reader() -> None:
@@ -77,7 +77,7 @@ async def test_what_is_read_is_released_after_its_last_reader() -> None:
         handles.discard(again)
         handles._releasing.submit(lambda: None).result()  # whatever was to be released, is
         assert prompt.released == 0
-    await handles.close()
+    await handles.close(60)
     assert prompt.released == 1
 
 
@@ -87,7 +87,7 @@ async def test_kv_that_comes_after_its_handle_went_is_released() -> None:
     handles.discard(name)  # the client has gone
     handles.fill(name, kv, ttl_s=9.0)
     handles.discard(name)
-    await handles.close()
+    await handles.close(60)
     assert prompt.released == 1
 
 
@@ -95,5 +95,5 @@ async def test_nothing_stays_held_at_the_end() -> None:
     handles, prompts = Handles(3), [held() for _ in range(3)]
     for _, kv in prompts:
         handles.fill(handles.reserve(""), kv, ttl_s=9.0)
-    await handles.close()
+    await handles.close(60)
     assert [prompt.released for prompt, _ in prompts] == [1, 1, 1]

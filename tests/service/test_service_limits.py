@@ -67,16 +67,20 @@ async def test_a_refused_request_frees_its_place(client: TestClient) -> None:
         assert (await told(client, "a", "PUT", "/v1/donors", {}))[0] == 400
 
 
-async def test_a_client_that_has_gone_frees_its_place(
-    client: TestClient, engine: FakeEngine
+@pytest.mark.parametrize(("method", "path", "body"), PROMPTS)
+async def test_hanging_up_takes_no_second_place(
+    client: TestClient, engine: FakeEngine, method: str, path: str, body: object
 ) -> None:
     engine.hold.clear()
-    gone = asyncio.create_task(told(client, "a", *PROMPTS[0]))
+    gone = asyncio.create_task(told(client, "a", method, path, body))
     await entered(engine)
-    assert (await told(client, "a", "PUT", "/v1/donors", {}))[0] == 429
     gone.cancel()  # closes its connection, while the engine still computes
+    match = ("POST", "/v1/match", {"text": "p"})
+    for _ in range(3):
+        assert (await told(client, "a", *match))[0] == 429
+    engine.hold.set()
     async with asyncio.timeout(60):
-        while (await told(client, "a", "PUT", "/v1/donors", {}))[0] == 429:
+        while (await told(client, "a", *match))[0] == 429:
             pass
 
 

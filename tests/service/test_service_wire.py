@@ -16,6 +16,7 @@ from semshare_service.errors import NotAcceptable, UnsupportedMediaType
 from semshare_service.wire import (
     MAX_DEPTH,
     MAX_ITEMS,
+    MAX_VALUES,
     MediaType,
     decode,
     encode,
@@ -192,3 +193,13 @@ def test_accept(accept: str | None, form: MediaType) -> None:
 def test_an_accept_header_that_excludes_both(accept: str) -> None:
     with pytest.raises(NotAcceptable):
         response_media_type(accept, MediaType.JSON)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_values_of_a_body_are_bounded_together(form: MediaType) -> None:
+    half = [0] * (MAX_VALUES // 2)
+    assert decode(encode([half, half[:-3]], form), form) == [half, half[:-3]]
+    with pytest.raises(InvalidRequest, match=f"over {MAX_VALUES} values"):
+        decode(encode([half, half], form), form)
+    with pytest.raises(InvalidRequest, match=f"over {MAX_VALUES} values"):
+        decode(encode({str(key): 0 for key in range(MAX_VALUES // 2)}, form), form)

@@ -107,7 +107,7 @@ async def _whole(asked: _Asked, model: str) -> Body:
         named = named_tokens(found for choice in answer.choices for found in choice.logprobs)
         return answer, {token: engine.token_bytes(token) for token in named}
 
-    served = await asked.service.worker.submit(operation)
+    served = await asked.service.worker.submit(operation, asked.tenant)
     answer, token_bytes = served.value
     answer = asked.ended(answer, served.queue_s)
     return answer_body(
@@ -122,7 +122,7 @@ async def _chunks(asked: _Asked, writer: ChunkWriter) -> AsyncGenerator[Body]:
                 named = named_tokens(delta.logprobs)
                 yield Piece(delta, {token: engine.token_bytes(token) for token in named})
 
-    async with aclosing(asked.service.worker.stream(operation)) as pieces:
+    async with aclosing(asked.service.worker.stream(operation, asked.tenant)) as pieces:
         async for served in pieces:
             for chunk in writer.piece(served.value):
                 yield chunk

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 routes = web.RouteTableDef()
 
+_SLICE = 1 << 18  # bytes written at a time, each within `write_timeout_s`
+
 
 class PrefillRequest(MatchRequest):
     """`POST /v1/prefill`."""
@@ -80,7 +82,7 @@ async def prefill(request: web.Request) -> web.Response:
         }
 
     try:
-        served = await service.worker.submit(operation)
+        served = await service.worker.submit(operation, tenant)
     except BaseException:  # also where the client has gone: nobody else knows the name
         handles.discard(name)
         raise
@@ -92,6 +94,7 @@ async def prefill(request: web.Request) -> web.Response:
 async def read(request: web.Request) -> web.StreamResponse:
     """The KV behind a handle, one layer at a time."""
     name = request.match_info["handle"]
+    write_timeout_s = request.app[SERVICE].settings.write_timeout_s
     with request.app[HANDLES].reading(tenant_of(request).name, name) as held:
         header, prompt = held.header, held.prompt
         pieces = encode(
@@ -105,8 +108,13 @@ async def read(request: web.Request) -> web.StreamResponse:
             # In a thread, because a copy waits for the engine's lock; the next one is made when the
             # client has taken the last.
             while (piece := await asyncio.to_thread(_next, pieces)) is not None:
-                await response.write(piece)
+                for start in range(0, len(piece), _SLICE):
+                    async with asyncio.timeout(write_timeout_s):
+                        await response.write(piece[start : start + _SLICE])
             await response.write_eof()
+        except (ConnectionError, TimeoutError):  # it has gone, or reads nothing
+            if request.transport is not None:
+                request.transport.abort()
         except BaseException:
             # An error can't be told any more; what was sent must not look like a whole answer.
             if request.transport is not None:
@@ -137,7 +145,7 @@ async def bring(request: web.Request) -> web.Response:
         )
     service, tenant = request.app[SERVICE], tenant_of(request)
     space = tenant.space(query.namespace)
-    wanted = (await service.worker.submit(lambda engine, _: engine.kv_format)).value
+    wanted = (await service.worker.submit(lambda engine, _: engine.kv_format, tenant)).value
     # On disk, so that neither many uploads nor a slow one hold memory or a thread of the worker.
     with tempfile.TemporaryFile() as spool:
         header, header_bytes = await _receive(
