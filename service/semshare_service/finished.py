@@ -31,13 +31,15 @@ ONGOING: ContextVar[Ongoing | None] = ContextVar("ongoing_request", default=None
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that has ended. It holds no text of the client's but a request id.
+    """A request that has ended. It holds no text of the client's but what names it and its trace.
 
     route:    the template of its path (`/v1/donors/{id}`), `unmatched` where no route has it.
     status:   of the response; 499 where the client left before there was one.
     tenant:   the name of who asked, empty without keys.
     seconds:  from its headers to the end of its response's body.
+    ended:    seconds since the epoch.
     answered: what was told of its answer, if a model answered it.
+    traceparent: W3C's header as the client sent it, unchecked; None where it sent none.
     """
 
     request_id: str
@@ -46,7 +48,9 @@ class Finished:
     status: int
     tenant: str
     seconds: float
+    ended: float
     answered: Answered | None
+    traceparent: str | None
 
 
 def note_answer(event: Answered) -> None:
@@ -77,7 +81,9 @@ def finish_middleware(listeners: Sequence[Callable[[Finished], None]]) -> Middle
                 status=status,
                 tenant=tenant_of(request).name,
                 seconds=time.perf_counter() - started,
+                ended=time.time(),
                 answered=ongoing.answered,
+                traceparent=request.headers.get("traceparent"),
             )
             for listener in listeners:
                 listener(finished)
