@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from semshare_service.context import tenant_of
@@ -16,6 +16,8 @@ from semshare_service.observed import Answered
 
 # What nginx logs where a client left before its response was ready; no response carries it.
 CLIENT_LEFT = 499
+# Those that may be told by name: a client may send any word as its method.
+METHODS = hdrs.METH_ALL - {hdrs.METH_ANY}
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -21,13 +21,12 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from semshare_service.finished import Finished
+from semshare_service.finished import METHODS, Finished
 from semshare_service.observed import Answered
 
 # At the stop up to four batches wait for a collector that may have gone before the service.
 _EXPORT_TIMEOUT_S = 2.0
 _TRACEPARENT = "traceparent"
-_METHODS = hdrs.METH_ALL - {hdrs.METH_ANY}
 
 
 def otlp_exporter(endpoint: str) -> SpanExporter:
@@ -63,12 +62,12 @@ class Tracing:
 
     def observe_request(self, finished: Finished) -> None:
         """A listener of `finish_middleware`: the request's span and those below it."""
-        method = finished.method if finished.method in _METHODS else "_OTHER"
+        known = finished.method in METHODS
         span = self._tracer.start_span(
-            f"{method} {finished.route}",
+            f"{finished.method if known else 'HTTP'} {finished.route}",
             context=self._parent(finished),
             kind=SpanKind.SERVER,
-            attributes=_attributes(finished, method),
+            attributes=_attributes(finished, finished.method if known else "_OTHER"),
             start_time=_ns(finished.ended - finished.seconds),
         )
         if span.is_recording() and finished.answered is not None:

@@ -156,7 +156,8 @@ async def test_faults_of_ours_are_errors_and_those_of_clients_are_not() -> None:
 
 async def test_a_method_of_the_clients_own_is_not_told() -> None:
     (span,) = await exported(finished(method=MARKER, route="unmatched", status=404))
-    assert span.name == "_OTHER unmatched"
+    assert span.name == "HTTP unmatched"
+    assert span.attributes["http.request.method"] == "_OTHER"
     assert MARKER not in span.to_json()
 
 
