@@ -8,18 +8,26 @@ from __future__ import annotations
 import configparser
 import re
 import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fake_engine import FakeEngine
 
 from semshare.cli import app as commands
+from semshare.config import ReusePolicy
+from semshare.types import Timings, TokenSource
 from semshare_service.app import create_app
 from semshare_service.engine_stats import StatsSnapshot
+from semshare_service.errors import KINDS
 from semshare_service.metrics import Metrics
-from semshare_service.settings import ServiceSettings, load_settings
+from semshare_service.observed import Answered
+from semshare_service.settings import ServiceSettings, TenantSettings, load_settings
 from semshare_service.shadow import Shadow
+from semshare_service.tenants import Tenant
+from semshare_service.tracing import stages
 from semshare_service.worker import WorkerStatus
 
 ROOT = Path(__file__).parents[2]
@@ -91,12 +99,33 @@ def test_every_alert_has_its_entry_in_the_runbook() -> None:
     assert set(re.findall(r"^\| `(Semshare\w+)` \|", DOCUMENT, re.MULTILINE)) == set(alerts())
 
 
-def test_the_document_names_metrics_and_settings_that_exist() -> None:
-    names = {name for name, _, _ in families()} | series()
-    assert set(re.findall(r"semshare:\w+", DOCUMENT)) <= names
+def test_the_document_names_what_exists() -> None:
+    metrics = {name for name, _, _ in families()} | series()
+    assert set(re.findall(r"semshare:\w+", DOCUMENT)) <= metrics
+    known = {
+        *ServiceSettings.model_fields,
+        *TenantSettings.model_fields,
+        *(field.name for field in fields(ReusePolicy)),
+        *(kind.code for kind in KINDS),
+        *(name for name, _, _ in stages(answered_through_all_stages())),
+        *(f"tokens_{source.name.lower()}" for source in TokenSource),
+        *parsed("compose.yaml")["services"]["semshare"],
+        *("request_id", "completion_tokens", "ttl_s"),  # of logs and of donors
+    }
+    words = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)[` ]", DOCUMENT))
+    assert words
+    assert words <= known, words - known
     for path in re.findall(r"`(deploy/[\w./-]+)`", DOCUMENT):
         if path != "deploy/metrics.key":  # the operator's own
             assert (ROOT / path).is_file(), path
+
+
+def answered_through_all_stages() -> Answered:
+    (*_, last) = FakeEngine().stream("prompt", max_tokens=1)
+    assert last.answer is not None
+    timings = Timings(**{field.name: 1.0 for field in fields(Timings)})
+    answer = replace(last.answer, timings=timings)
+    return Answered("id", "chat", Tenant(), "default", "prompt", None, answer, 1.0, 0.0)
 
 
 def test_prometheus_scrapes_a_route_of_the_service() -> None:
