@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from semshare.errors import InvalidRequest
 from semshare_service.auth import KeyRing, auth_middleware, only_local_names
 from semshare_service.context import POOL, SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
@@ -28,6 +30,9 @@ from semshare_service.shadow import Shadow
 from semshare_service.streams import errors_as_events
 from semshare_service.worker import ModelWorker
 
+if TYPE_CHECKING:
+    from semshare_service.tracing import Tracing
+
 
 def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.Application:
     """The service as an aiohttp application; nothing is bound and nothing runs yet.
@@ -38,10 +43,15 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
 
     Run it with `handler_cancellation=True` (`serve.run` does), otherwise requests whose client
     has gone stay in the queue.
+
+    Raises:
+        InvalidRequest: `otlp_endpoint` is set and OpenTelemetry is not installed.
+
     """
     shadow = Shadow(settings.shadow_share)
     pool, metrics = PoolWatch(), Metrics()
     shadow.on_divergence.append(metrics.observe_divergence)
+    tracing = None if settings.otlp_endpoint is None else _tracing(settings.otlp_endpoint)
     worker = ModelWorker(
         pool.watching(limited(engine if callable(engine) else lambda: engine, settings)),
         queue_limit=settings.queue_limit,
@@ -63,7 +73,13 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
 
     app = web.Application(
         middlewares=[
-            finish_middleware([log_access, metrics.observe_request]),
+            finish_middleware(
+                [
+                    log_access,
+                    metrics.observe_request,
+                    *([] if tracing is None else [tracing.observe_request]),
+                ]
+            ),
             errors_as_events,
             error_middleware(settings.request_timeout_s),
             *_who_may_ask(settings),
@@ -77,6 +93,8 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     service.listeners.extend(
         (note_answer, metrics.observe_answer, lambda event: _offer(event, shadow, worker))
     )
+    if tracing is not None:
+        app.cleanup_ctx.append(tracing.life)
     app.cleanup_ctx.append(worker_life)
     app[HANDLES] = Handles(settings.max_handles)
     app.cleanup_ctx.append(handles_life)  # ends before the worker does
@@ -94,3 +112,16 @@ def _who_may_ask(settings: ServiceSettings) -> list[Middleware]:
 def _offer(event: Answered, shadow: Shadow, worker: ModelWorker) -> None:
     if shadow.offer(event):
         worker.wake()
+
+
+def _tracing(endpoint: str) -> Tracing:
+    try:
+        from semshare_service.tracing import Tracing, otlp_exporter  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        raise InvalidRequest(
+            f"otlp_endpoint is {endpoint!r}, but OpenTelemetry is not installed: install "
+            "`semshare[otel]`, or leave the setting out"
+        ) from None
+    return Tracing(otlp_exporter(endpoint))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from semshare_service.context import tenant_of
@@ -16,6 +16,8 @@ from semshare_service.observed import Answered
 
 # What nginx logs where a client left before its response was ready; no response carries it.
 CLIENT_LEFT = 499
+# Those that may be told by name: a client may send any word as its method.
+METHODS = hdrs.METH_ALL - {hdrs.METH_ANY}
 
 
 @dataclass(slots=True)
@@ -31,13 +33,15 @@ ONGOING: ContextVar[Ongoing | None] = ContextVar("ongoing_request", default=None
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that has ended. It holds no text of the client's but a request id.
+    """A request that has ended. It holds no text of the client's but what names it and its trace.
 
     route:    the template of its path (`/v1/donors/{id}`), `unmatched` where no route has it.
     status:   of the response; 499 where the client left before there was one.
     tenant:   the name of who asked, empty without keys.
     seconds:  from its headers to the end of its response's body.
+    ended:    seconds since the epoch.
     answered: what was told of its answer, if a model answered it.
+    traceparent: W3C's header as the client sent it, unchecked; None where it sent none.
     """
 
     request_id: str
@@ -46,7 +50,9 @@ class Finished:
     status: int
     tenant: str
     seconds: float
+    ended: float
     answered: Answered | None
+    traceparent: str | None
 
 
 def note_answer(event: Answered) -> None:
@@ -77,7 +83,9 @@ def finish_middleware(listeners: Sequence[Callable[[Finished], None]]) -> Middle
                 status=status,
                 tenant=tenant_of(request).name,
                 seconds=time.perf_counter() - started,
+                ended=time.time(),
                 answered=ongoing.answered,
+                traceparent=request.headers.get("traceparent"),
             )
             for listener in listeners:
                 listener(finished)

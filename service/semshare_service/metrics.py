@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from aiohttp import hdrs
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from semshare.types import Divergence
-from semshare_service.finished import Finished
+from semshare_service.finished import METHODS, Finished
 from semshare_service.observed import Answered
 from semshare_service.pool_watch import PoolSnapshot
 from semshare_service.shadow import ShadowCounts
@@ -27,8 +26,6 @@ _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _NATS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3)
 _REUSED = ("prefix", "span", "fuzzy")
-# A client may send any word as its method.
-_METHODS = hdrs.METH_ALL - {hdrs.METH_ANY}
 
 
 class Metrics:
@@ -99,7 +96,7 @@ class Metrics:
 
     def observe_request(self, finished: Finished) -> None:
         """Count one HTTP request."""
-        method = finished.method if finished.method in _METHODS else "other"
+        method = finished.method if finished.method in METHODS else "other"
         self._http.labels(finished.route, method, str(finished.status)).inc()
 
     def observe_divergence(self, tenant: Tenant, mode: str, divergence: Divergence) -> None:

@@ -172,6 +172,10 @@ class ServiceSettings(BaseSettings):
     max_connections: int = Field(
         default=512, ge=1, le=100_000, description="open connections; an idle one makes way"
     )
+    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/]+/")] | None = Field(
+        default=None,
+        description="URL that takes traces as OTLP over HTTP; needs the extra `otel`",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="log level; prompts are never logged"
     )
