@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tiny import FAMILIES, tiny_engine, tiny_model, tiny_tokenizer
 from semshare import EngineConfig, KVMismatch, PromptTooLong, ReusePolicy, SemShare
 from semshare.engine.adapter import NO_ROPE
 from semshare.engine.kv_bounds import largest_magnitudes
-from semshare.engine.kv_import import TESTED, _rows_to_test, deviations
+from semshare.engine.kv_import import STRIDE, TESTED, _rows_to_test, deviations
 from semshare.kv.exchange import LayerKV
 from semshare_kernels import apply_rotary
 
@@ -104,7 +105,7 @@ def test_short_prompts_are_tested_too(n: int) -> None:
     engine.import_donor(IDS[:n], layers, fingerprint=engine.fingerprint)
     assert [donor.tokens for donor in engine.donors()] == [n]
     rows = _rows_to_test(IDS[:n])
-    assert len(set(rows.tolist())) == min(n, 2 * TESTED)
+    assert len(set(rows.tolist())) == min(n, TESTED) + ceil(max(n - TESTED, 0) / STRIDE)
     assert rows[-1] == n - 1
 
 

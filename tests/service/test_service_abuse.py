@@ -84,7 +84,9 @@ async def heard(reader: asyncio.StreamReader) -> bytes:
 
 
 async def assert_alive(address: str) -> None:
-    told = await spoken(address, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    told = await spoken(
+        address, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
     assert statuses(told) == [200]
 
 
@@ -148,13 +150,13 @@ async def test_a_broken_head_is_refused(
 )
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_a_path_leads_nowhere_else(address: str, method: str, path: str) -> None:
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     assert refused(await spoken(address, head.encode()))
     await assert_alive(address)
 
 
 async def test_what_follows_a_request_on_its_connection_is_read_alone(address: str) -> None:
-    good = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    good = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     told = await spoken(address, good + good + b"\xff\xfe garbage \r\n\r\n" + good)
     *before, last = statuses(told)
     assert last == 400
@@ -356,7 +358,7 @@ async def test_a_head_that_drips_in_is_cut_off(engine: FakeEngine) -> None:
     async with serving(engine, read_timeout_s=0.3) as address:
         assert await dripped(address, b"GET /health HTTP/1.1\r\nX: ") == b""
         # Also behind a request that was answered.
-        head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+        head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
         told = await dripped(address, head + b"\r\n" + head + b"X: ")
         assert statuses(told) == [200]
         await assert_alive(address)
@@ -369,7 +371,7 @@ async def test_a_connection_that_says_nothing_is_cut_off(engine: FakeEngine) -> 
 
 async def test_a_body_that_drips_in_is_refused(engine: FakeEngine) -> None:
     head = (
-        b"PUT /v1/donors HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"PUT /v1/donors HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Content-Type: application/json\r\nContent-Length: 60000\r\n\r\n{"
     )
     async with serving(engine, read_timeout_s=0.3) as address:
@@ -395,7 +397,7 @@ async def test_idle_connections_make_way(engine: FakeEngine) -> None:
 async def test_connections_with_a_request_in_progress_are_kept(engine: FakeEngine) -> None:
     body = b'{"prompt": "x"}'
     ask = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     ) + body
     async with serving(engine, max_connections=4, concurrency=4) as address:

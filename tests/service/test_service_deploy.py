@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import yaml
 from fake_engine import FakeEngine
-from semshare_service.engine_stats import StatsSnapshot
 
 from semshare.cli import app as commands
 from semshare.config import ReusePolicy
-from semshare.types import Timings, TokenSource
+from semshare.types import PoolUse, Timings, TokenSource
 from semshare_service.app import create_app
 from semshare_service.errors import KINDS
 from semshare_service.metrics import Metrics
 from semshare_service.observed import Answered
+from semshare_service.pool_watch import PoolSnapshot
 from semshare_service.settings import ServiceSettings, TenantSettings, load_settings
 from semshare_service.shadow import Shadow
 from semshare_service.tenants import Tenant
@@ -50,10 +50,8 @@ def instructions(name: str) -> list[str]:
 def families() -> set[tuple[str, str, str]]:
     """Name, type and help of every metric there is."""
     worker = WorkerStatus("ready", "fake", 1024, 0, 32, False, None, 0)
-    values = {"pool_bytes": 0, "pool_budget_bytes": 1, "donors": 0, "donors_evicted": 0}
-    text = Metrics().exposition(
-        worker, StatsSnapshot(values, 0.0), Shadow(0.0).counts(), tenant=None
-    )
+    use = PoolUse({}, running_bytes=1, free_bytes=1, donors_evicted=0)
+    text = Metrics().exposition(worker, PoolSnapshot(use, 0.0), Shadow(0.0).counts(), tenant=None)
     helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text.decode(), re.MULTILINE))
     types = dict(re.findall(r"^# TYPE (\S+) (.+)$", text.decode(), re.MULTILINE))
     return {(name, types[name], help_) for name, help_ in helps.items()}
