@@ -315,18 +315,16 @@ class NamespaceUse:
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
-    """Who holds the KV pool, in bytes of whole pages. Everything adds up to the pool's budget."""
+    """Who holds the KV pool, in bytes of whole pages.
+
+    Used and free add up to the pool's budget. Namespaces may share pages of published donors.
+    """
 
     namespaces: Mapping[str, NamespaceUse]
     running_bytes: int  # held by requests alone
+    used_bytes: int  # held by anybody; what several namespaces hold counts once
     free_bytes: int
     donors_evicted: int  # since the start
-
-    @property
-    def used_bytes(self) -> int:
-        """Held by anybody."""
-        kept = sum(use.donor_bytes + use.prefix_bytes for use in self.namespaces.values())
-        return self.running_bytes + kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def verification(
 
     Raises:
         PromptTooLong: prompt and answer are longer than the context.
-        PoolExhausted: no free KV slots. Nothing is evicted to measure.
+        PoolExhausted: no KV slots beside those of donors, of which none goes to measure.
 
     """
     answer = answer[: session.config.prefill_rows]
@@ -84,9 +84,9 @@ def _logits(
     with session.lock:
         pool = session.pool
         wanted = pool.pages_for(len(ids) + len(answer))
-        if wanted > pool.free_pages:
-            free = pool.free_pages * pool.page_size
-            raise PoolExhausted(wanted * pool.page_size, free, pool.n_slots)
+        spare = session.library.spare_pages
+        if wanted > spare:
+            raise PoolExhausted(wanted * pool.page_size, spare * pool.page_size, pool.n_slots)
     with session.served(request, Stopwatch(), leaves_nothing=True, between=between) as served:
         with session.lock, torch.inference_mode():
             logits = session.score(served.sequence, served.logits, answer)

@@ -356,6 +356,12 @@ class DonorLibrary:
         self._drop_expired()
         return list(self._namespaces)
 
+    @property
+    def spare_pages(self) -> int:
+        """Pages that are free, or would be without the cached prefixes of no donor."""
+        only_cached = pages_only_cached(self._pool, self._namespaces.values())
+        return self._pool.free_pages + int(only_cached.sum())
+
     def _evict_until(self, wanted_pages: int) -> None:
         """Free pages: cached prefixes of no donor first, then unpinned donors, oldest first.
 

@@ -33,6 +33,7 @@ def pool_use(library: DonorLibrary, pool: KVPool) -> PoolUse:
     return PoolUse(
         namespaces=namespaces,
         running_bytes=(pool.n_pages - free - int(np.count_nonzero(kept))) * page_bytes,
+        used_bytes=(pool.n_pages - free) * page_bytes,
         free_bytes=free * page_bytes,
         donors_evicted=library.evicted_donors,
     )

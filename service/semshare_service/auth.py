@@ -93,7 +93,10 @@ async def only_local_names(request: web.Request, handler: Handler) -> web.Stream
     For a service without keys on a loopback address: a page of anybody's, whose name is made to
     point here, would be of the same origin to a browser, which would let it read all there is.
     """
-    host = request.url.host or ""
+    try:
+        host = request.url.host or ""
+    except ValueError:  # a port that is none
+        host = request.host
     if not is_loopback(host):
         raise PermissionDenied(
             f"the host {host!r} is not this machine: without API keys ask 127.0.0.1 or localhost, "

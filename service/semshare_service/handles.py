@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from semshare.errors import NotFound
-from semshare_service.context import SERVICE
 from semshare_service.errors import TooManyHandles
 from semshare_service.kv_wire import KVHeader
 
 if TYPE_CHECKING:
     from semshare.engine.kv_export import PrefilledPrompt
+
+
+_RELEASE_S = 1.0  # at the end: a process that goes need not give slots back
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,4 +172,4 @@ HANDLES: web.AppKey[Handles] = web.AppKey("handles", Handles)
 async def handles_life(app: web.Application) -> AsyncIterator[None]:
     """Of an application: at its end nothing stays held."""
     yield
-    await app[HANDLES].close(app[SERVICE].settings.shutdown_timeout_s)
+    await app[HANDLES].close(_RELEASE_S)

@@ -18,7 +18,7 @@ class Tenant:
                      without keys.
     operator:        may publish donors, whoever's they are, and sees what is the whole process's,
                      metrics of all tenants among it.
-    max_concurrency: requests that compute, at the same time; None: no bound of its own.
+    max_concurrency: requests that run or wait at the same time; None: no bound of its own.
     """
 
     name: str = ""

@@ -128,7 +128,7 @@ def _attributes(finished: Finished, method: str) -> dict[str, AttributeValue]:
             attributes[f"semshare.tokens.{source}"] = tokens
         attributes["semshare.mode"] = answer.provenance.mode
         attributes["gen_ai.usage.input_tokens"] = answer.prompt_tokens
-        attributes["gen_ai.usage.output_tokens"] = sum(len(one.token_ids) for one in answer.choices)
+        attributes["gen_ai.usage.output_tokens"] = answer.completion_tokens
     return attributes
 
 

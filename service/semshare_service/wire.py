@@ -93,10 +93,13 @@ def encode(value: object, media_type: MediaType) -> bytes:
     return packed
 
 
-def decode(body: bytes, media_type: MediaType) -> Any:
-    """The value `body` holds; `InvalidRequest` where it is malformed or out of bounds."""
+def decode(body: bytes, media_type: MediaType, *, max_values: float = MAX_VALUES) -> Any:
+    """The value `body` holds; `InvalidRequest` where it is malformed or out of bounds.
+
+    max_values: a request's; an answer may hold as many as the request made it.
+    """
     value = _decode_json(body) if media_type is MediaType.JSON else _decode_msgpack(body)
-    _check(value)
+    _check(value, max_values)
     return value
 
 
@@ -131,14 +134,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise json.JSONDecodeError(f"{name} is not a JSON number", name, 0)
 
 
-def _check(value: object) -> None:
+def _check(value: object, max_values: float) -> None:
     """Walk the value without recursion and hold it to what both forms can carry."""
     level: list[object] = [value]
     total = 0
     for _ in range(MAX_DEPTH + 1):
         total += len(level)
-        if total > MAX_VALUES:
-            raise InvalidRequest(f"the body holds over {MAX_VALUES} values: send a smaller one")
+        if total > max_values:
+            raise InvalidRequest(f"the body holds over {max_values} values: send a smaller one")
         deeper: list[object] = []
         for item in level:
             if isinstance(item, dict):

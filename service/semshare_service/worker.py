@@ -199,11 +199,22 @@ class ModelWorker:
                 if job in self._queue:  # given up before its turn: its place is free again
                     self._queue.remove(job)
 
+    @contextmanager
+    def place(self, tenant: Tenant) -> Iterator[None]:
+        """One of the tenant's places, for what comes before a job; `ConcurrencyExceeded`."""
+        with self._changed:
+            self._refuse_above(tenant)
+            self._jobs_of[tenant.name] += 1
+        try:
+            yield
+        finally:
+            self._free_place(tenant)
+
     def _refuse_above(self, tenant: Tenant) -> None:
         jobs, most = self._jobs_of[tenant.name], tenant.max_concurrency
         if most is not None and jobs >= most:
             raise ConcurrencyExceeded(
-                f"{jobs} requests of this tenant are running, of {most} (max_concurrency): try "
+                f"{jobs} requests of this tenant run or wait, of {most} (max_concurrency): try "
                 "again when one has ended",
                 retry_after_s=_RETRY_AFTER_S,
             )
@@ -311,21 +322,17 @@ class ModelWorker:
 
     def _work(self, engine: Engine | None) -> None:
         """What each thread does; without an engine there is nothing to do."""
-        died_in: list[_Job] = []
         try:
             if engine is not None:
-                self._serve(engine, died_in)
+                self._serve(engine)
         finally:
             with self._changed:
                 self._working -= 1
                 if self._stopping:
                     self._state = self._state if self._working else "stopped"
-                elif self._state == "ready":  # something no operation may raise has ended it
+                elif self._state == "ready":  # a fault of this module: nothing else gets so far
                     self._state, self._reason = "failed", "a worker's thread has died"
-                self._running.difference_update(died_in)
                 self._fail_waiting()
-            for job in died_in:
-                job.future.set_exception(ServiceUnavailable("a worker's thread has died"))
 
     def _load_engine(self) -> Engine | None:
         started = time.monotonic()
@@ -348,21 +355,22 @@ class ModelWorker:
         self.loaded.set_result(None)
         return engine
 
-    def _serve(self, engine: Engine, mine: list[_Job]) -> None:
-        """Run jobs until the service stops; `mine` is the one that is running here."""
+    def _serve(self, engine: Engine) -> None:
+        """Run jobs until the service stops."""
         while True:
+            job: _Job | None = None
             with self._changed:
                 while not (self._queue or self._stopping or self._is_idle_with_work()):
                     self._changed.wait()
                 if self._stopping:
                     return
                 if self._queue:
-                    mine.append(self._queue.popleft())
-                    self._running.update(mine)
+                    job = self._queue.popleft()
+                    self._running.add(job)
                 else:
                     self._completing = True
-            if mine:
-                self._run(engine, mine)
+            if job is not None:
+                self._run(engine, job)
             else:
                 self._work_idly(engine)
 
@@ -384,15 +392,14 @@ class ModelWorker:
         try:
             # First: a prompt that has become a donor meanwhile would be found as its own prefix.
             self._idle_work.run_one(engine, self._is_busy)
-        except Exception as error:
+        except BaseException as error:  # panics of extensions among them: the thread lives on
             log_failure("idle work failed", error, level=logging.ERROR)
         finally:
             with self._changed:
                 self._completing = False
                 self._changed.notify_all()
 
-    def _run(self, engine: Engine, mine: list[_Job]) -> None:
-        job = mine[0]
+    def _run(self, engine: Engine, job: _Job) -> None:
         started = time.monotonic()
         value: Any = None
         error: Exception | None = None
@@ -407,7 +414,7 @@ class ModelWorker:
                 error = ServiceUnavailable("the request broke off inside the model: send it again")
         ended = time.monotonic()
         with self._changed:
-            self._running.discard(mine.pop())
+            self._running.discard(job)
             self._may_have_pending = True
             if claimed:
                 self._service_times.append(ended - started)
@@ -426,7 +433,7 @@ class ModelWorker:
             self._may_have_pending = False
         try:
             more = bool(engine.complete_pending(limit=1))
-        except Exception as error:
+        except BaseException as error:
             # Nobody waits for this one, and answers don't depend on it. It would fail again until
             # a request has changed something (`PoolExhausted`), so the next one comes first.
             log_failure("a prompt that was to be remembered could not be computed", error)

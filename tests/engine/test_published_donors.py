@@ -139,3 +139,34 @@ def test_a_compressed_donor_is_published_for_spans_but_not_as_a_prefix() -> None
     assert engine.plan(MOVED, policy=SPAN, namespace="b").donors == (donor.id,)
     engine.forget_all()
     assert engine.pool.used_bytes == 0
+
+
+def test_a_prefix_over_published_pages_gives_back_what_is_above_it() -> None:
+    probe = tiny_engine(page_size=8)
+    page = probe.pool.page_size * probe.pool.bytes_per_slot
+    engine = tiny_engine(page_size=8, kv_budget_bytes=100 * page)
+    paper = words(160, 5)
+    engine.generate(paper[:96], policy=PREFIX, namespace="b", max_tokens=1)  # b's own pages
+    donor = engine.remember(paper, namespace="a", pinned=True)
+    engine.publish(donor.id, namespace="a")
+    for seed in (6, 7):  # below them in b's tree: published pages, and then tails
+        engine.generate(paper + words(24, seed), policy=PREFIX, namespace="b", max_tokens=1)
+    for seed in range(20, 24):
+        engine.remember(words(48, seed), namespace=f"c{seed}")
+    # All but what the pinned donor holds: 80 pages, of which a request takes one for its answer.
+    prompt = words(8 * 80 - 4, 99)
+    engine.generate(prompt, policy=ReusePolicy(mode="off"), namespace="z", max_tokens=2)
+    assert [found.id for found in engine.donors(namespace="a")] == [donor.id]
+
+
+def test_what_is_published_of_a_forgotten_donor_is_no_running_request(engine: SemShare) -> None:
+    paper = words(100, 1)
+    for text, namespace in ((paper, "a"), (paper + words(80, 2), "b")):
+        donor = engine.remember(text, namespace=namespace)
+        engine.publish(donor.id, namespace=namespace)
+    (first,) = engine.donors(namespace="a")
+    engine.forget(first.id, namespace="a")
+    use = engine.pool_use()
+    assert use.running_bytes == 0
+    assert use.used_bytes == engine.pool.used_bytes
+    assert use.used_bytes + use.free_bytes == engine.stats()["pool_budget_bytes"]

@@ -9,7 +9,7 @@ import pytest
 from prompts import answerable, words
 from tiny import CONTEXT, EOS_ID, tiny_engine
 
-from semshare import PromptTooLong, ReusePolicy, SemShare
+from semshare import PoolExhausted, PromptTooLong, ReusePolicy, SemShare
 from semshare.engine.executor import Executor, ForwardResult
 from semshare.engine.rows import Rows
 
@@ -100,3 +100,21 @@ def test_what_has_no_room_is_refused_and_an_empty_answer_is_its_end(engine: SemS
     assert engine.verify_answer(PROMPT, [], policy=SPAN).by_mode[0].divergence.tokens == 1
     with pytest.raises(PromptTooLong):
         engine.verify_answer("x" * (CONTEXT - 2), [5, 6, EOS_ID], policy=SPAN)
+
+
+def test_cached_prefixes_make_room_for_it_and_donors_do_not() -> None:
+    probe = tiny_engine(page_size=8)
+    page = probe.pool.page_size * probe.pool.bytes_per_slot
+    engine = tiny_engine(page_size=8, kv_budget_bytes=80 * page)
+    engine.remember(STEM)  # 25 pages
+    for seed in (31, 32, 33):
+        engine.generate(words(150, seed), max_tokens=1, policy=ReusePolicy(mode="prefix"))
+    prompt = STEM[:160]
+    assert engine.pool.free_pages < engine.pool.pages_for(len(prompt) + 1)
+    assert engine.verify_answer(prompt, [5], policy=SPAN).by_mode[0].divergence.tokens == 1
+    for seed in (41, 42, 43):
+        engine.remember(words(120, seed), namespace="other")
+    donors = engine.stats()["donors"]
+    with pytest.raises(PoolExhausted):
+        engine.verify_answer(prompt, [5], policy=SPAN)
+    assert engine.stats()["donors"] == donors

@@ -245,7 +245,7 @@ class FakeEngine:
 
     def pool_use(self) -> PoolUse:
         assert self.hold.wait(timeout=60)
-        return PoolUse({}, running_bytes=300, free_bytes=700, donors_evicted=2)
+        return PoolUse({}, running_bytes=300, used_bytes=300, free_bytes=700, donors_evicted=2)
 
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
         if not self.pending:

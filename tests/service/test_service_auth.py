@@ -179,8 +179,11 @@ def test_tenants_may_be_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+REFUSED = (("evil.example:8765", 403), ("localhost:99999", 403), ("localhost:abc", 403))
+
+
 async def test_without_keys_a_name_that_points_here_is_refused(client: TestClient) -> None:
-    for host, status in (("evil.example:8765", 403), ("localhost", 200), ("127.0.0.1:1", 200)):
+    for host, status in (*REFUSED, ("localhost", 200), ("127.0.0.1:1", 200)):
         async with client.get("/v1/requests", headers={"Host": host}) as response:
             assert response.status == status
 

@@ -50,7 +50,7 @@ def instructions(name: str) -> list[str]:
 def families() -> set[tuple[str, str, str]]:
     """Name, type and help of every metric there is."""
     worker = WorkerStatus("ready", "fake", 1024, 0, 32, False, None, 0)
-    use = PoolUse({}, running_bytes=1, free_bytes=1, donors_evicted=0)
+    use = PoolUse({}, running_bytes=1, used_bytes=1, free_bytes=1, donors_evicted=0)
     text = Metrics().exposition(worker, PoolSnapshot(use, 0.0), Shadow(0.0).counts(), tenant=None)
     helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text.decode(), re.MULTILINE))
     types = dict(re.findall(r"^# TYPE (\S+) (.+)$", text.decode(), re.MULTILINE))

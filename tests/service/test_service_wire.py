@@ -203,3 +203,4 @@ def test_the_values_of_a_body_are_bounded_together(form: MediaType) -> None:
         decode(encode([half, half], form), form)
     with pytest.raises(InvalidRequest, match=f"over {MAX_VALUES} values"):
         decode(encode({str(key): 0 for key in range(MAX_VALUES // 2)}, form), form)
+    assert decode(encode([half, half], form), form, max_values=math.inf) == [half, half]

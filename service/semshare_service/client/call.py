@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -82,6 +83,7 @@ def media_type(name: str) -> MediaType:
 
 def _decoded(reply: Reply) -> object:
     try:
-        return decode(reply.body, request_media_type(reply.content_type))
+        form = request_media_type(reply.content_type)
+        return decode(reply.body, form, max_values=math.inf)
     except SemShareError:
         return None  # not ours: `error_from_reply` says so

@@ -148,9 +148,10 @@ async def bring(request: web.Request) -> web.Response:
     wanted = (await service.worker.submit(lambda engine, _: engine.kv_format, tenant)).value
     # On disk, so that neither many uploads nor a slow one hold memory or a thread of the worker.
     with tempfile.TemporaryFile() as spool:
-        header, header_bytes = await _receive(
-            request, spool, wanted, service.settings.max_kv_body_bytes
-        )
+        with service.worker.place(tenant):  # or one tenant could fill the disk
+            header, header_bytes = await _receive(
+                request, spool, wanted, service.settings.max_kv_body_bytes
+            )
 
         def operation(engine: Engine, _: Abandoned) -> Body:
             spool.seek(0)
