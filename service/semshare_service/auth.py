@@ -21,8 +21,10 @@ from semshare_service.settings import ServiceSettings, is_loopback
 from semshare_service.tenants import Tenant
 
 # Probes hold no key and are told only that the process lives; the dashboard's page is the same for
-# all, and asks for a key before it shows anything.
-OPEN_PATHS = frozenset(("/health", "/ready", "/", "/dashboard/{name}"))
+# all, and asks for a key before it shows anything. So is the description, which tells of nobody.
+OPEN_PATHS = frozenset(
+    ("/health", "/ready", "/", "/dashboard/{name}", "/openapi.json", "/reference")
+)
 _KEY_BYTES = 32
 _DIGEST = "sha256:"
 

@@ -5,21 +5,31 @@ from __future__ import annotations
 from types import EllipsisType
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from semshare_service.schemas import NamespaceFields, StrictModel, TimeToLive
 from semshare_service.settings import TenantName
 
 
 class DonorListQuery(NamespaceFields):
-    """`GET /v1/donors`: one page, of those after the donor of id `after`."""
+    """`GET /v1/donors`: one page.
+
+    limit: most donors on it.
+    after: the last donor's id of the page before; the first page where left out.
+    """
 
     limit: Annotated[int, Field(strict=False, ge=1, le=1000)] = 100  # a query is all text
     after: str | None = None
 
 
 class DonorChanges(StrictModel):
-    """`PATCH /v1/donors/{id}`. What is left out stays as it is."""
+    """`PATCH /v1/donors/{id}`. What is left out stays as it is.
+
+    pinned: never evicted.
+    ttl_s:  seconds from now until it expires; null: it stays.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     pinned: bool | None = None
     ttl_s: TimeToLive | None = None
@@ -36,6 +46,9 @@ class DonorChanges(StrictModel):
 
 
 class PublishQuery(NamespaceFields):
-    """`POST /v1/donors/{id}/publish`: `tenant` is whose donor, by default the own."""
+    """`POST /v1/donors/{id}/publish`.
+
+    tenant: whose donor; the own where left out.
+    """
 
     tenant: TenantName | None = None

@@ -12,7 +12,7 @@ SemShareError
 │   └── NotOffered            a part of OpenAI's interface that this service does not have
 └── ServiceError              the service answered with an error no other class stands for
     ├── InvalidKey            no API key, or one that is not known
-    ├── PermissionDenied      the key is not an operator's
+    ├── PermissionDenied      the key is not an operator's, or the host's name not this machine's
     ├── ConcurrencyExceeded   as many requests of the tenant are running as may
     ├── TooManyHandles        a tenant holds as many prefilled prompts as it may
     ├── QueueFull             the queue of waiting requests is full: come back later
@@ -95,7 +95,7 @@ class InvalidKey(ServiceError):
 
 
 class PermissionDenied(ServiceError):
-    """The request's key is good, but not for this."""
+    """The key is not an operator's; or, without keys, the request is for another host's name."""
 
 
 class ConcurrencyExceeded(ServiceError):

@@ -1,11 +1,11 @@
 """Requests, validated. Whatever passes here can be handed to the engine as it is.
 
-Messages of errors name the field and what is allowed, never the value: it may be a prompt.
+Messages of errors name the field and what is allowed, never the value: it may be a prompt. What the
+docstrings say of a field is its text in the service's description.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -16,28 +16,14 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
 from semshare.config import DEFAULT_NAMESPACE, ReusePolicy
-from semshare.types import ChatMessage, GenerateOptions, Prompt
+from semshare.types import ChatMessage, Prompt
 from semshare_service.errors import InvalidParameter
-from semshare_service.openai_fields import (
-    CHAT_NEUTRAL,
-    CHAT_UNREAD,
-    COMPLETION_NEUTRAL,
-    COMPLETION_UNREAD,
-    readable_fields,
-)
 
-_MAX_TOKEN_ID = 2**31 - 1  # ids are int32 in the engine
-_MAX_STOPS = 16
-_MAX_CHOICES = 64
-_MAX_COMPLETION_LOGPROBS = 5  # OpenAI's limits
-_MAX_CHAT_LOGPROBS = 20
-_MAX_BIAS = 100.0
+MAX_TOKEN_ID = 2**31 - 1  # ids are int32 in the engine
 
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 
@@ -71,46 +57,13 @@ class StrictModel(BaseModel):
         return body
 
 
-def _token_ids(value: object) -> list[int]:
+def token_ids(value: object) -> list[int]:
+    """`value`, if it is a prompt as token ids; `ValueError` otherwise."""
     if not isinstance(value, list) or not value:
         raise ValueError("token ids are a list of at least one whole number")
-    if not all(type(item) is int and 0 <= item <= _MAX_TOKEN_ID for item in value):
-        raise ValueError(f"every token id must be a whole number from 0 to {_MAX_TOKEN_ID}")
+    if not all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value):
+        raise ValueError(f"every token id must be a whole number from 0 to {MAX_TOKEN_ID}")
     return value
-
-
-def _one_prompt(value: object) -> str | list[int]:
-    """OpenAI's `prompt`: text, ids, or a list that holds one of these."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and not isinstance(value[0], int):
-        if len(value) > 1:
-            raise ValueError("one prompt a request is offered: send a request for each")
-        return value[0] if isinstance(value[0], str) else _token_ids(value[0])
-    return _token_ids(value)
-
-
-def _stop_strings(value: object) -> tuple[str, ...]:
-    items = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or len(items) > _MAX_STOPS:
-        raise ValueError(f"stop must be a string or a list of at most {_MAX_STOPS} strings")
-    if not all(isinstance(item, str) and item for item in items):
-        raise ValueError("every stop must be a string that is not empty")
-    return tuple(items)
-
-
-def _biases(value: object) -> dict[int, float]:
-    """OpenAI's `logit_bias`: keys are token ids written as strings, since JSON has no others."""
-    biases = {} if value is None else value
-    if not isinstance(biases, dict):
-        raise ValueError("logit_bias must be a map from token ids to numbers")
-    if not all(key.isascii() and key.isdecimal() and int(key) <= _MAX_TOKEN_ID for key in biases):
-        raise ValueError(f"every key must be a token id, a whole number from 0 to {_MAX_TOKEN_ID}")
-    if not all(
-        type(bias) in (int, float) and -_MAX_BIAS <= bias <= _MAX_BIAS for bias in biases.values()
-    ):
-        raise ValueError(f"every bias must be a number from {-_MAX_BIAS} to {_MAX_BIAS}")
-    return {int(key): float(bias) for key, bias in biases.items()}
 
 
 def _plain_text(value: object) -> object:
@@ -126,12 +79,22 @@ def _plain_text(value: object) -> object:
     return "".join(texts)
 
 
-TokenIds = Annotated[list[int], BeforeValidator(_token_ids)]
-PromptField = Annotated[str | list[int], BeforeValidator(_one_prompt)]
-LogitBiasField = Annotated[dict[int, float], BeforeValidator(_biases)]
-StopField = Annotated[tuple[str, ...], BeforeValidator(_stop_strings)]
+class TextPart(BaseModel):
+    """One of the parts in which OpenAI also sends a message's content.
+
+    type: text is the only one offered.
+    text: joined with the others' without anything in between.
+    """
+
+    type: Literal["text"]
+    text: str
+
+
+# Beside each check stands what it takes, for the service's description.
+TokenIdsAsSent = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(min_length=1)]
+TokenIds = Annotated[list[int], BeforeValidator(token_ids, json_schema_input_type=TokenIdsAsSent)]
 # What an answer's message carries besides role and text; empty, it says nothing.
-_EMPTY_MESSAGE_FIELDS = (
+EMPTY_MESSAGE_FIELDS = (
     "annotations",
     "audio",
     "function_call",
@@ -142,10 +105,16 @@ _EMPTY_MESSAGE_FIELDS = (
 
 
 class Message(StrictModel):
-    """One chat message."""
+    """One chat message.
+
+    role:    `developer` is OpenAI's newer word for `system`.
+    content: its text, or the parts of it.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_plain_text)]
+    content: Annotated[
+        str, BeforeValidator(_plain_text, json_schema_input_type=str | list[TextPart])
+    ]
 
     @model_validator(mode="before")
     @classmethod
@@ -153,9 +122,7 @@ class Message(StrictModel):
         # So that an answer's own message can be sent back as part of the next request.
         if not isinstance(value, dict):
             return value
-        return {
-            key: item for key, item in value.items() if item or key not in _EMPTY_MESSAGE_FIELDS
-        }
+        return {key: item for key, item in value.items() if item or key not in EMPTY_MESSAGE_FIELDS}
 
     def as_chat_message(self) -> ChatMessage:
         """In the form the engine takes; `developer` is OpenAI's newer word for `system`."""
@@ -167,7 +134,10 @@ Messages = Annotated[list[Message], Field(min_length=1)]
 
 
 class ReuseFields(StrictModel):
-    """The `semshare` field: a namespace, and the fields of a `ReusePolicy`."""
+    """The `semshare` field: a namespace, and the fields of a `ReusePolicy`.
+
+    semshare: whose KV may be reused, and how.
+    """
 
     semshare: dict[str, Any] | None = None
 
@@ -190,127 +160,30 @@ class ReuseFields(StrictModel):
 
 
 class NamespaceFields(StrictModel):
-    """What lists and deletions of donors take, as a query."""
+    """What lists and deletions of donors take, as a query.
+
+    namespace: subdivides the tenant's own space.
+    """
 
     namespace: Namespace = DEFAULT_NAMESPACE
 
 
-class StreamOptions(StrictModel):
-    """OpenAI's `stream_options`. `include_obfuscation` pads chunks, which here changes nothing."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-
-
-class GenerationFields(ReuseFields):
-    """What completions and chat completions have in common."""
-
-    model: str | None = None
-    n: int | None = Field(default=None, ge=1, le=_MAX_CHOICES)
-    max_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=_MAX_TOKEN_ID)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    logit_bias: LogitBiasField = Field(default_factory=dict)
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stop: StopField = ()
-    deadline_s: float | None = Field(default=None, gt=0)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    @field_validator("stream_options")
-    @classmethod
-    def _needs_stream(
-        cls, value: StreamOptions | None, info: ValidationInfo
-    ) -> StreamOptions | None:
-        if value is not None and not info.data.get("stream"):
-            raise ValueError("there is no stream that it could be about: set stream to true")
-        return value
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a streamed answer ends with its usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    def options(self, default_max_tokens: int, *, measured: bool = False) -> GenerateOptions:
-        """Keyword arguments of `Engine.stream`. Greedy unless a temperature is given.
-
-        measured: as in `reuse`.
-        """
-        namespace, policy = self.reuse(measured=measured)
-        return {
-            "policy": policy,
-            "namespace": namespace,
-            "n": self.n or 1,
-            "max_tokens": self.token_limit() or default_max_tokens,
-            "temperature": 0.0 if self.temperature is None else float(self.temperature),
-            "top_p": 1.0 if self.top_p is None else float(self.top_p),
-            "top_k": self.top_k or 0,
-            "min_p": 0.0 if self.min_p is None else float(self.min_p),
-            "logit_bias": self.logit_bias,
-            "logprobs": self.alternatives(),
-            "seed": self.seed,
-            "stop": self.stop,
-            "deadline_s": None if self.deadline_s is None else float(self.deadline_s),
-        }
-
-    def token_limit(self) -> int | None:
-        """Most answer tokens, if the request says."""
-        return self.max_tokens
-
-    @abstractmethod
-    def alternatives(self) -> int | None:
-        """How many alternatives are told with each token's log-probability; None: neither is."""
-
-
-class CompletionRequest(GenerationFields):
-    """`POST /v1/completions`."""
-
-    prompt: PromptField
-    logprobs: int | None = Field(default=None, ge=0, le=_MAX_COMPLETION_LOGPROBS)
-
-    @classmethod
-    def read(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`body` without OpenAI's fields that ask for nothing."""
-        return readable_fields(body, COMPLETION_NEUTRAL, COMPLETION_UNREAD)
-
-    def alternatives(self) -> int | None:
-        """Here `logprobs` is their number."""
-        return self.logprobs
-
-
-class ChatRequest(GenerationFields):
-    """`POST /v1/chat/completions`."""
-
-    messages: Messages
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=_MAX_CHAT_LOGPROBS)
-
-    @classmethod
-    def read(cls, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`body` without OpenAI's fields that ask for nothing."""
-        return readable_fields(body, CHAT_NEUTRAL, CHAT_UNREAD)
-
-    def token_limit(self) -> int | None:
-        """`max_tokens` is OpenAI's older name; where both come, the newer one counts."""
-        return self.max_completion_tokens or self.max_tokens
-
-    def alternatives(self) -> int | None:
-        """Here `logprobs` asks for log-probabilities, and `top_logprobs` is the number."""
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-    @field_validator("top_logprobs")
-    @classmethod
-    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value and not info.data.get("logprobs"):
-            raise ValueError("alternatives come with log-probabilities: set logprobs to true")
-        return value
-
-
 class _PromptFields(StrictModel):
-    """A prompt in exactly one of three forms."""
+    """A prompt in exactly one of three forms.
+
+    text:     as the model's tokenizer reads it.
+    messages: a chat, in the model's own template.
+    ids:      the model's token ids.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": kind}}}
+                for name, kind in (("text", "string"), ("messages", "array"), ("ids", "array"))
+            ]
+        }
+    )
 
     text: str | None = None
     messages: Messages | None = None
@@ -338,7 +211,12 @@ TimeToLive = Annotated[float, Field(gt=0)]  # seconds
 
 
 class DonorRequest(_PromptFields):
-    """`PUT /v1/donors`."""
+    """`PUT /v1/donors`, with the prompt as one of `text`, `messages` and `ids`.
+
+    namespace: where it is kept, and found.
+    pinned:    never evicted.
+    ttl_s:     seconds until it expires, pinned or not; null: it stays.
+    """
 
     namespace: Namespace = DEFAULT_NAMESPACE
     pinned: bool = False
@@ -346,4 +224,4 @@ class DonorRequest(_PromptFields):
 
 
 class MatchRequest(_PromptFields, ReuseFields):
-    """`POST /v1/match`."""
+    """`POST /v1/match`, with the prompt as one of `text`, `messages` and `ids`."""

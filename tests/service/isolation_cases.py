@@ -169,9 +169,13 @@ async def match(askers: Askers) -> None:
 
 async def page(askers: Askers) -> None:
     for path in ("/", "/dashboard/app.js"):
-        seen = [await asker.bytes_of("GET", path) for asker in (askers.acme, askers.other)]
-        assert seen[0] == seen[1]
-        assert seen[0][0] == 200
+        await same_for_all(askers, path)
+
+
+async def same_for_all(askers: Askers, path: str) -> None:
+    seen = [await asker.bytes_of("GET", path) for asker in (askers.acme, askers.other)]
+    assert seen[0] == seen[1]
+    assert seen[0][0] == 200
 
 
 async def stats(askers: Askers) -> None:
@@ -277,6 +281,8 @@ CASES: dict[tuple[str, str], Callable[[Askers], Awaitable[None]]] = {
     ("PUT", "/v1/kv"): bring_kv,
     ("GET", "/"): page,
     ("GET", "/dashboard/{name}"): page,
+    ("GET", "/openapi.json"): lambda askers: same_for_all(askers, "/openapi.json"),
+    ("GET", "/reference"): lambda askers: same_for_all(askers, "/reference"),
     ("GET", "/v1/stats"): stats,
     ("GET", "/metrics"): metrics,
     ("GET", "/v1/requests"): recent_requests,

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.typedefs import Middleware
+from described import Witness
 from fake_engine import FakeEngine
 
 from semshare_service.app import create_app
@@ -23,11 +24,14 @@ async def running(
 ) -> AsyncIterator[TestClient]:
     """A client of a service over `engine`, ready, on a free port of the loopback address.
 
-    It serves one request at a time unless the settings say more. `middlewares` come last.
+    It serves one request at a time unless the settings say more. `middlewares` come last. Whatever
+    it answers has to be in its description.
     """
     app = create_app(
         engine, ServiceSettings(shutdown_timeout_s=10, **{"concurrency": 1, **settings})
     )
+    witness = Witness()
+    app.middlewares.insert(0, witness.middleware)
     app.middlewares.extend(middlewares)
     server = TestServer(app)
     await server.start_server(access_log=None)  # as `serve` does
@@ -39,6 +43,7 @@ async def running(
             if isinstance(engine, FakeEngine):
                 engine.hold_rest.set()
                 engine.hold.set()  # so that the worker can end
+    assert not witness.deviations, witness.deviations
 
 
 def worker_of(client: TestClient) -> ModelWorker:

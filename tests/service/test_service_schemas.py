@@ -12,13 +12,14 @@ from openai.types.chat import completion_create_params as chat_create_params
 from semshare.config import ReusePolicy
 from semshare.errors import InvalidPolicy
 from semshare_service.errors import InvalidParameter
+from semshare_service.generation_schemas import ChatRequest, CompletionRequest
 from semshare_service.openai_fields import (
     CHAT_NEUTRAL,
     CHAT_UNREAD,
     COMPLETION_NEUTRAL,
     COMPLETION_UNREAD,
 )
-from semshare_service.schemas import ChatRequest, CompletionRequest, DonorRequest, MatchRequest
+from semshare_service.schemas import DonorRequest, MatchRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
 

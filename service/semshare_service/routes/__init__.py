@@ -6,10 +6,18 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
-from semshare_service.routes import dashboard, donors, generation, kv, not_offered, operations
+from semshare_service.routes import (
+    dashboard,
+    description,
+    donors,
+    generation,
+    kv,
+    not_offered,
+    operations,
+)
 
 
 def all_routes() -> Iterable[web.AbstractRouteDef]:
     """Of all modules."""
-    for module in (operations, generation, donors, kv, dashboard, not_offered):
+    for module in (operations, generation, donors, kv, dashboard, description, not_offered):
         yield from module.routes

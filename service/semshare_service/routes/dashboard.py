@@ -60,7 +60,10 @@ def watch(app: web.Application, service: Service) -> None:
 
 
 class RecentQuery(StrictModel):
-    """What the list of recent requests takes, as a query."""
+    """What the list of recent requests takes, as a query.
+
+    limit: most requests in it.
+    """
 
     limit: int = Field(default=100, ge=1, le=1000, strict=False)
 

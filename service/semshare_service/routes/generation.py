@@ -16,10 +16,14 @@ from semshare_service.context import SERVICE, Service, tenant_of
 from semshare_service.engine import Engine
 from semshare_service.errors import ServiceUnavailable, UnknownModel
 from semshare_service.exchange import read_body, request_id, respond
+from semshare_service.generation_schemas import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationFields,
+)
 from semshare_service.logprobs import TokenBytes, named_tokens
 from semshare_service.observed import Answered
 from semshare_service.replies import CHAT, COMPLETION, AnswerForm, Body, answer_body
-from semshare_service.schemas import ChatRequest, CompletionRequest, GenerationFields
 from semshare_service.streams import send_events
 from semshare_service.tenants import Tenant
 from semshare_service.worker import Abandoned

@@ -36,13 +36,20 @@ _SLICE = 1 << 18  # bytes written at a time, each within `write_timeout_s`
 
 
 class PrefillRequest(MatchRequest):
-    """`POST /v1/prefill`."""
+    """`POST /v1/prefill`, with the prompt as one of `text`, `messages` and `ids`.
+
+    ttl_s: seconds that the KV is held; at most, and where left out, the setting `handle_ttl_s`.
+    """
 
     ttl_s: TimeToLive | None = None
 
 
 class ImportQuery(NamespaceFields):
-    """The query of `PUT /v1/kv`."""
+    """The query of `PUT /v1/kv`.
+
+    pinned: never evicted.
+    ttl_s:  seconds until it expires, pinned or not; it stays where left out.
+    """
 
     pinned: Literal["true", "false"] = "false"
     ttl_s: float | None = Field(default=None, gt=0, strict=False)

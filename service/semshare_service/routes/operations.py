@@ -20,7 +20,7 @@ METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 @routes.get("/health")
 async def health(request: web.Request) -> web.Response:
     """Liveness: the process answers."""
-    return respond(request, {"status": "ok", "version": _version()})
+    return respond(request, {"status": "ok", "version": service_version()})
 
 
 @routes.get("/ready")
@@ -90,7 +90,8 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
-def _version() -> str:
+def service_version() -> str:
+    """Of the installed package."""
     try:
         return version("semshare")
     except PackageNotFoundError:  # run from a checkout that is not installed

@@ -1,0 +1,1 @@
+"""The service described: `/openapi.json`, made from the code, and `/reference`, made from it."""
