@@ -14,6 +14,13 @@ SemShareError
 ├── DeadlineExceeded        a request's time was over before its first token
 ├── GivenUp                 a request whose `given_up` said so before its answer was complete
 ├── StepFailed              a step that computed several requests broke off
+├── StorageError            something below the KV pool
+│   ├── TierUnavailable     a disk or server that does not answer, or can't be written now
+│   ├── TierFull            no room in a tier beside what is pinned
+│   ├── NotStored           a donor, or a part of it, that a tier does not have
+│   ├── BlobCorrupt         stored bytes that are not what was written
+│   ├── BlobForeign         stored KV of another model, format version or layout
+│   └── StoreLocked         another process works on the same folder
 └── BenchmarkRefused        a benchmark whose correctness check failed, so no speed is reported
 
 Every message names the value, the limit and the way out.
@@ -126,6 +133,34 @@ class StepFailed(SemShareError):
 
     def __reduce__(self) -> tuple[type[StepFailed], tuple[BaseException]]:
         return type(self), (self._cause,)
+
+
+class StorageError(SemShareError):
+    """Something below the KV pool went wrong; requests are computed without it."""
+
+
+class TierUnavailable(StorageError):
+    """A tier's disk or server does not answer in time, or can't be read or written now."""
+
+
+class TierFull(StorageError):
+    """A tier has no room for a donor beside what is pinned."""
+
+
+class NotStored(StorageError, LookupError):
+    """A tier does not have a donor, or a part of it."""
+
+
+class BlobCorrupt(StorageError):
+    """Stored bytes are not what was written: torn, truncated or flipped."""
+
+
+class BlobForeign(StorageError):
+    """Stored KV is of another model, format version or layout than this engine's."""
+
+
+class StoreLocked(StorageError):
+    """Another process works on the same folder."""
 
 
 class BenchmarkRefused(SemShareError):

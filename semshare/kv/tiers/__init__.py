@@ -1,0 +1,1 @@
+"""Where donors' KV lies below the pool: host memory, disk, Redis or Valkey."""
