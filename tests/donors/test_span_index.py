@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import examples
 
-from semshare.donors.span_index import Span, SpanIndex, longest_first, ngram_hashes
+from semshare.donors.ngrams import ngram_hashes
+from semshare.donors.span_index import Span, SpanIndex, longest_first
 from semshare.types import Ids
 
 NGRAM = 4
@@ -151,7 +152,7 @@ def test_a_run_shorter_than_asked_for_is_left_out() -> None:
 
 def test_equal_hashes_with_different_ids_are_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
     constant = lambda values, n: np.zeros(max(len(values) - n + 1, 0), np.uint64)  # noqa: E731
-    monkeypatch.setattr("semshare.donors.span_index.ngram_hashes", constant)
+    monkeypatch.setattr("semshare.donors.ngrams.ngram_hashes", constant)
     index = SpanIndex(NGRAM)
     index.add("d", ids(1, 2, 3, 4))
     assert index.find(ids(5, 6, 7, 8), start=0, min_length=1) == []
