@@ -1,17 +1,20 @@
-"""Nearest donors: exact and approximate search against brute force, and removal."""
+"""Nearest donors: vectors and codes against brute force, while donors come and go."""
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from properties import examples
 
+from semshare.donors import vector_scan
 from semshare.donors.embedders import Vector
 from semshare.donors.prompt_index import PromptIndex
 
 DIM = 8
+LIMIT = 20
 
 
 def unit(seed: int, dim: int = DIM) -> Vector:
@@ -20,27 +23,39 @@ def unit(seed: int, dim: int = DIM) -> Vector:
 
 
 class IndexMachine(RuleBasedStateMachine):
-    """Adds and removes donors around the change from flat to graph and back."""
+    """Donors come and go around the change from vectors to codes and back, and while it happens.
+
+    So few are all candidates, and codes change nothing but the time that a search takes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = PromptIndex(DIM, flat_limit=6)
+        self.index = PromptIndex(DIM, flat_limit=LIMIT)
         self.vectors: dict[str, Vector] = {}
         self.next = 0
 
-    @rule(count=st.integers(1, 4))
+    def new(self, count: int) -> list[tuple[str, Vector]]:
+        items = [(f"d{i}", unit(i)) for i in range(self.next, self.next + count)]
+        self.vectors |= items
+        self.next += count
+        return items
+
+    @rule(count=st.integers(1, 12))
     def add(self, count: int) -> None:
-        for _ in range(count):
-            self.vectors[f"d{self.next}"] = unit(self.next)
-            self.index.add(f"d{self.next}", unit(self.next))
-            self.next += 1
+        for donor, vector in self.new(count):
+            self.index.add(donor, vector)
+
+    @rule(count=st.integers(0, 40))
+    def add_many(self, count: int) -> None:
+        self.index.add_many(iter(self.new(count)))
 
     @precondition(lambda self: self.vectors)
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.vectors)))
-        del self.vectors[name]
-        self.index.remove(name)
+    @rule(data=st.data(), count=st.integers(1, 12))
+    def remove(self, data: st.DataObject, count: int) -> None:
+        for _ in range(min(count, len(self.vectors))):
+            name = data.draw(st.sampled_from(sorted(self.vectors)))
+            del self.vectors[name]
+            self.index.remove(name)
 
     @precondition(lambda self: self.next)
     @rule(data=st.data())
@@ -62,8 +77,19 @@ class IndexMachine(RuleBasedStateMachine):
             assert donor.similarity == pytest.approx(-negative, abs=1e-5)
 
 
-def test_flat_and_graph_agree_with_brute_force_through_removals() -> None:
+def test_any_order_of_coming_and_going_agrees_with_brute_force() -> None:
     run_state_machine_as_test(IndexMachine, settings=examples(50))
+
+
+def test_on_a_gpu_what_its_copy_lags_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index on the machine's own memory stands for the GPU's, which grows only, too."""
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: index, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(vector_scan, "_MOST_CHANGED", 6)
+    run_state_machine_as_test(IndexMachine, settings=examples(30))
+    index = PromptIndex(DIM, flat_limit=LIMIT)
+    index.add_many((f"d{i}", unit(i)) for i in range(LIMIT + 1))
+    assert index.nbytes == (LIMIT + 1) * DIM * 4, "nothing but the vectors"
 
 
 def test_an_empty_index_finds_nothing() -> None:
@@ -75,14 +101,14 @@ def test_an_empty_index_finds_nothing() -> None:
     assert index.nearest(unit(0), 3) == []
 
 
-def test_recall_of_the_graph_on_near_duplicates() -> None:
-    """Each of 400 prompts, slightly changed, finds its own among vectors beyond the flat limit."""
+def test_recall_of_codes_on_near_duplicates() -> None:
+    """Each of 2,000 prompts, slightly changed, finds its own among far more than candidates."""
     dim = 32
     index = PromptIndex(dim, flat_limit=50)
-    vectors = [unit(i, dim) for i in range(400)]
+    vectors = [unit(i, dim) for i in range(2000)]
     for i, vector in enumerate(vectors):
         index.add(f"d{i}", vector)
-    for i in range(0, 400, 3):
+    for i in range(0, 2000, 3):
         index.remove(f"d{i}")
     hits = total = 0
     for i, vector in enumerate(vectors):
@@ -93,3 +119,68 @@ def test_recall_of_the_graph_on_near_duplicates() -> None:
             total += 1
             hits += best.donor == f"d{i}"
     assert hits / total >= 0.99
+
+
+def test_codes_are_built_in_steps_and_the_index_answers_meanwhile() -> None:
+    dim = 64  # 16 parts, of which 4 are learnt with every donor
+    index = PromptIndex(dim, flat_limit=100)
+    vectors = [unit(i, dim) for i in range(140)]
+    plain = []
+    for i, vector in enumerate(vectors):
+        index.add(f"d{i}", vector)
+        plain.append(index.nbytes == (i + 1) * dim * 4)
+        assert index.nearest(vector, 1)[0].donor == f"d{i}"
+    assert plain.count(False) > 30, "codes were never complete"
+    assert plain[:100] == [True] * 100
+    built = plain.index(False)
+    assert built > 103, "no request builds all of it"
+    assert index.nbytes == 140 * (dim * 4 + dim // 8)
+
+
+def test_many_at_once_are_searched_by_codes_from_then_on() -> None:
+    index = PromptIndex(DIM, flat_limit=LIMIT)
+    index.add_many((f"d{i}", unit(i)) for i in range(LIMIT + 5))
+    assert index.nbytes == (LIMIT + 5) * (DIM * 4 + DIM // 8)
+    for i in range(LIMIT):
+        index.remove(f"d{i}")
+    assert index.nbytes == 5 * DIM * 4, "few are searched as they are again"
+    assert {donor.donor for donor in index.nearest(unit(0), 9)} == {
+        f"d{i}" for i in range(LIMIT, LIMIT + 5)
+    }
+
+
+@pytest.mark.parametrize("dim", [1, 3, 5, 50, 1025])
+def test_vectors_of_any_length(dim: int) -> None:
+    index = PromptIndex(dim, flat_limit=16)
+    vectors = [unit(i, dim) for i in range(60)]
+    index.add_many((f"d{i}", vector) for i, vector in enumerate(vectors))
+    index.remove("d7")
+    index.add("d7", vectors[7])
+    for vector in vectors[:20]:
+        best = index.nearest(vector, 1)[0].similarity
+        assert best == pytest.approx(max(float(v @ vector) for v in vectors), abs=1e-6)
+
+
+def test_codebooks_are_learnt_anew_as_the_index_grows() -> None:
+    """The first donors are all alike; the later ones are told apart none the less."""
+    rng = np.random.default_rng(0)
+    base = unit(0, 32)
+    alike = [base + 0.01 * rng.standard_normal(32) for _ in range(60)]
+    others = [unit(i, 32) for i in range(1, 900)]
+    index = PromptIndex(32, flat_limit=50)
+    for i, vector in enumerate([*alike, *others]):
+        index.add(f"d{i}", (vector / np.linalg.norm(vector)).astype(np.float32))
+    found = [index.nearest(vector, 1)[0].donor for vector in others]
+    assert np.mean([name == f"d{60 + i}" for i, name in enumerate(found)]) >= 0.99
+
+
+def test_a_donor_is_indexed_once() -> None:
+    index = PromptIndex(DIM)
+    index.add("d", unit(0))
+    with pytest.raises(ValueError, match="'?d'? is indexed already"):
+        index.add("d", unit(1))
+    with pytest.raises(ValueError, match="indexed already"):
+        index.add_many([("e", unit(1)), ("e", unit(2))])
+    assert [donor.donor for donor in index.nearest(unit(0), 5)] == ["d"]
+    with pytest.raises(ValueError, match="flat_limit is 15: .* 16"):
+        PromptIndex(DIM, flat_limit=15)

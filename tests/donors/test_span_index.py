@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from properties import examples
 
+from semshare.donors import ngram_matches, ngrams, span_index
 from semshare.donors.ngrams import ngram_hashes
 from semshare.donors.span_index import Span, SpanIndex, longest_first
 from semshare.types import Ids
 
 NGRAM = 4
+
+words = st.lists(st.integers(0, 2), max_size=24)
 
 
 def ids(*values: int) -> Ids:
@@ -97,6 +103,174 @@ def test_every_planted_run_is_found_whole(seed: int, lengths: list[int], min_len
         target += [run, gap]
         at += length + len(gap)
     assert index.find(np.concatenate(target), start=0, min_length=min_length) == expected
+
+
+def by_brute_force(target: Ids, donors: dict[str, Ids], start: int, least: int) -> list[Span]:
+    """The longest run at the leftmost place where there is one, then on from its end."""
+    spans = []
+    at = start
+    while at < len(target):
+        best: Span | None = None
+        for name, donor in donors.items():
+            for place in range(len(donor)):
+                n = 0
+                while (
+                    at + n < len(target)
+                    and place + n < len(donor)
+                    and target[at + n] == donor[place + n]
+                ):
+                    n += 1
+                if n >= least and (best is None or n >= best.length):
+                    best = Span(at, n, name, place)
+        if best is None:
+            at += 1
+        else:
+            spans.append(best)
+            at += best.length
+    return spans
+
+
+class SpanMachine(RuleBasedStateMachine):
+    """Donors come one by one or many at a time and go, while runs are merged in steps.
+
+    No n-gram of these texts occurs so often that not all of its places are looked at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = SpanIndex(NGRAM)
+        self.donors: dict[str, Ids] = {}
+        self.next = 0
+
+    def new(self, texts: list[list[int]]) -> list[tuple[str, Ids]]:
+        items = []
+        for text in texts:
+            items.append((f"d{self.next}", ids(*text)))
+            self.next += 1
+        self.donors |= items
+        return items
+
+    @rule(texts=st.lists(words, min_size=1, max_size=3))
+    def add(self, texts: list[list[int]]) -> None:
+        for name, text in self.new(texts):
+            self.index.add(name, text)
+
+    @rule(texts=st.lists(words, max_size=5))
+    def add_many(self, texts: list[list[int]]) -> None:
+        self.index.add_many(iter(self.new(texts)))
+
+    @precondition(lambda self: self.donors)
+    @rule(data=st.data())
+    def add_the_same_again(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.donors)))
+        text = self.donors.pop(name)
+        self.index.remove(name)
+        self.donors[name] = text  # the latest from now on
+        self.index.add(name, text)
+
+    @precondition(lambda self: self.donors)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def remove(self, data: st.DataObject, count: int) -> None:
+        for _ in range(min(count, len(self.donors))):
+            name = data.draw(st.sampled_from(sorted(self.donors)))
+            del self.donors[name]
+            self.index.remove(name)
+
+    @rule(prompt=words, start=st.integers(0, 5), least=st.integers(1, 7))
+    def find_equals_brute_force(self, prompt: list[int], start: int, least: int) -> None:
+        found = self.index.find(ids(*prompt), start=start, min_length=least)
+        assert len(self.index) == len(self.donors)
+        assert found == by_brute_force(ids(*prompt), self.donors, start, max(least, NGRAM))
+
+
+@pytest.mark.parametrize("tokens", [40, 1 << 30], ids=["in steps", "at once"])
+def test_any_order_of_coming_and_going_agrees_with_brute_force(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    monkeypatch.setattr(span_index, "_AT_ONCE", tokens)
+    monkeypatch.setattr(span_index, "_SMALLEST", 5)
+    monkeypatch.setattr(ngrams, "_SLICE", 8)
+    monkeypatch.setattr(ngrams, "_DONORS", 2)
+    monkeypatch.setattr(ngrams, "_BLOCK", 16)
+    monkeypatch.setattr(ngram_matches, "_CANDIDATES", 1000)
+    run_state_machine_as_test(SpanMachine, settings=examples(60))
+
+
+def test_there_are_few_runs_however_many_donors_and_no_step_is_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[int] = []
+    sort = ngrams._moved  # noqa: SLF001
+
+    def counted(*arguments: Any) -> Any:
+        part = sort(*arguments)
+        steps[-1] += len(part)
+        return part
+
+    monkeypatch.setattr(ngrams, "_moved", counted)
+    monkeypatch.setattr(ngrams, "_SLICE", 1 << 10)
+    monkeypatch.setattr(span_index, "_AT_ONCE", 1 << 12)
+    rng = np.random.default_rng(0)
+    index = SpanIndex()
+    texts = rng.integers(0, 1 << 17, (1500, 100)).astype(np.int32)
+    for i, text in enumerate(texts):
+        steps.append(0)
+        index.add(f"d{i}", text)
+    assert len(index._runs) <= 7  # noqa: SLF001
+    assert max(steps) < 4 * (1 << 12), "a donor that is added waits for the merge of all"
+    assert index.find(texts[3], start=0, min_length=16) == [Span(0, 100, "d3", 0)]
+    for i in range(1490):
+        steps.append(0)
+        index.remove(f"d{i}")
+    assert index.nbytes < 40_000, "what is dead is left out"
+    assert index.find(texts[3], start=0, min_length=16) == []
+    assert index.find(texts[1495], start=0, min_length=16) == [Span(0, 100, "d1495", 0)]
+
+
+def test_a_living_donor_is_found_behind_many_dead_ones() -> None:
+    """More of its places are dead than are looked at, and too few of all to be cleared away."""
+    index = SpanIndex()
+    text = np.arange(40, dtype=np.int32)
+    index.add_many(
+        [
+            ("wanted", text),
+            *((f"d{i}", text) for i in range(30)),
+            ("other", np.arange(1000, 9000, dtype=np.int32)),
+        ]
+    )
+    for i in range(30):
+        index.remove(f"d{i}")
+    assert index.find(text, start=0, min_length=16) == [Span(0, 40, "wanted", 0)]
+
+
+def test_a_donor_is_indexed_once() -> None:
+    index = SpanIndex(NGRAM)
+    index.add("d", ids(1, 2, 3, 4))
+    with pytest.raises(ValueError, match="d is indexed already: remove it first"):
+        index.add("d", ids(5, 6, 7, 8))
+    with pytest.raises(ValueError, match="indexed already"):
+        index.add_many([("e", ids(5, 6, 7, 8)), ("e", ids(5, 6, 7, 9))])
+    assert len(index) == 1
+
+
+def test_ids_of_large_vocabularies_and_small_ones_together() -> None:
+    index = SpanIndex(NGRAM)
+    small, large = ids(1, 2, 3, 4, 5), ids(70_001, 70_002, 70_003, 70_004)
+    index.add("small", small)
+    index.add("large", large)  # merged with the first
+    assert index.find(large, start=0, min_length=4) == [Span(0, 4, "large", 0)]
+    assert index.find(small, start=0, min_length=4) == [Span(0, 5, "small", 0)]
+    assert index.find(large - 65_536, start=0, min_length=4) == []
+
+
+def test_more_tokens_than_a_run_tells_apart_are_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_index, "MOST_TOKENS", 50)
+    index = SpanIndex(NGRAM)
+    texts = {f"d{i}": np.arange(20 * i, 20 * i + 20, dtype=np.int32) for i in range(8)}
+    index.add_many(texts.items())
+    assert len(index._runs) == 4  # noqa: SLF001
+    for name, text in texts.items():
+        assert index.find(text, start=0, min_length=16) == [Span(0, 20, name, 0)]
 
 
 def test_a_run_is_cut_at_the_start_of_the_search() -> None:
