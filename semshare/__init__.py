@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from semshare.config import EngineConfig, ReusePolicy
+from semshare.config import EngineConfig, ReusePolicy, StorageConfig
 from semshare.errors import (
     BenchmarkRefused,
     BlobCorrupt,
@@ -81,6 +81,7 @@ __all__ = [
     "SemShare",
     "SemShareError",
     "StepFailed",
+    "StorageConfig",
     "StorageError",
     "StoreLocked",
     "TextDelta",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -301,7 +301,10 @@ class SemShare:
             self._session.keeper.limits_of = limits_of
 
     def forget(self, donor_id: str, *, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Drop a donor.
+        """Drop a donor, in the tiers below the pool too.
+
+        A tier that does not answer within some seconds is told later, as long as this process
+        lives.
 
         Raises:
             NotFound: no such donor in this namespace.
@@ -309,6 +312,7 @@ class SemShare:
         """
         with self._lock:
             self.library.remove(namespace, donor_id)
+        self._session.forgotten(donor_id)
 
     def forget_all(self, namespace: str | None = None) -> None:
         """Drop all donors, cached prefixes and waiting prompts of one namespace, or of all.
@@ -367,7 +371,7 @@ class SemShare:
         policy: ReusePolicy | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> ReusePlan:
-        """What would be reused for a prompt, and from where. Runs no model.
+        """What would be reused for a prompt, and from where. Runs no model, and loads nothing.
 
         The tokens that the `query_attention` selection would add to the fresh ones are not in it,
         because choosing them takes a pass of the model.
@@ -379,7 +383,7 @@ class SemShare:
             if policy.mode == "off":
                 return full_plan(ids)
             draft = self._session.draft(ids, policy, namespace, Stopwatch())
-            return self._session.planner.finish(draft)
+            return self._session.planner.finish(draft, with_stored=True)
 
     def prefill(
         self,
@@ -601,8 +605,36 @@ class SemShare:
 
     def pool_use(self) -> PoolUse:
         """Who holds the KV pool at present: donors and prefixes by namespace, and requests."""
+        storage = self._session.storage
+        below = None if storage is None else storage.use
         with self._lock:
-            return pool_use(self.library, self.pool)
+            return pool_use(self.library, self.pool, below)
+
+    # ------------------------------------------------------------- storage
+
+    def flush(self, timeout_s: float = 60.0) -> bool:
+        """Wait until every donor has been offered to the tiers of `EngineConfig.storage`.
+
+        Returns:
+            Whether that was so within `timeout_s` seconds.
+
+        """
+        storage = self._session.storage
+        return storage is None or storage.writer.jobs.flush(timeout_s)
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Let donors be written to the tiers for at most so long, and let go of these.
+
+        Without `EngineConfig.storage` there is nothing to close. Safe to call twice; the engine
+        must not be used afterwards.
+        """
+        self._session.close(timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _check_ttl(ttl_s: float | None) -> None:

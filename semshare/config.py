@@ -19,6 +19,8 @@ SelectionName = Literal[
 
 RepairName = Literal["off", "idle", "eager"]
 DonorFormat = Literal["full", "int8"]
+Compression = Literal["none", "zstd"]
+EvictionPolicy = Literal["lru", "s3-fifo"]
 
 MAX_DECAY = 100.0  # the last layer keeps e⁻¹⁰⁰ of what the first does: nothing
 
@@ -131,6 +133,51 @@ class ReusePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """Where donors are kept below the KV pool, from the fastest tier to the slowest.
+
+    Each tier is there once it is named: by its bytes, its path, its URL. Budgets are hard.
+
+    host_bytes:     of process memory, where donors are that left the pool. 0: no such tier.
+    disk_path:      folder, of one process at a time; donors in it survive a restart.
+    disk_bytes:     most bytes in it.
+    redis_url:      of a Redis or Valkey server, `redis://…` or `rediss://…` (extra `redis`); all
+                    processes with the same model share the donors in it.
+    redis_cluster:  the server is a node of a cluster.
+    redis_bytes:    most bytes in it, of all processes together.
+    eviction:       who goes when a tier is full: the least recently used, or by S3-FIFO (Yang et
+                    al., SOSP 2023), which lets go of what is used once. Redis always does `lru`.
+    donor_format:   `full` as computed, exact; `int8` in a quarter to a half of the bytes, and from
+                    then on never an exact prefix.
+    compression:    `zstd` for each chunk by itself: fewer bytes, slower to write and read.
+    load_timeout_s: seconds that a request waits for its donors' KV at most; then it is computed.
+    """
+
+    host_bytes: int = 0
+    disk_path: str | None = None
+    disk_bytes: int = 64 << 30
+    redis_url: str | None = None
+    redis_cluster: bool = False
+    redis_bytes: int = 64 << 30
+    eviction: EvictionPolicy = "s3-fifo"
+    donor_format: DonorFormat = "full"
+    compression: Compression = "none"
+    load_timeout_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require_whole("storage.host_bytes", self.host_bytes, 0, 1 << 50)
+        _require_whole("storage.disk_bytes", self.disk_bytes, 1, 1 << 60)
+        _require_whole("storage.redis_bytes", self.redis_bytes, 1, 1 << 60)
+        _require_name("storage.eviction", self.eviction, get_args(EvictionPolicy))
+        _require_name("storage.donor_format", self.donor_format, get_args(DonorFormat))
+        _require_name("storage.compression", self.compression, get_args(Compression))
+        if not 0 < self.load_timeout_s < math.inf:
+            raise InvalidRequest(
+                f"storage.load_timeout_s is {self.load_timeout_s!r}: it must be above 0, in seconds"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Settings of one engine; they hold for its life.
 
@@ -152,6 +199,8 @@ class EngineConfig:
                        of float32's, decoded into slots of the request on each use. Then their
                        prompts stay exact prefixes only as long as nothing else wants the pages.
     max_divergence:    KL in nats, for policies that name none of their own. None: no bound.
+    storage:           where donors are kept below the pool. None: nowhere, so that what the pool
+                       has no room for is gone, and everything at the process's end.
     """
 
     kv_budget_bytes: int = 2 << 30
@@ -164,6 +213,7 @@ class EngineConfig:
     embedder: Literal["model", "sentence"] = "model"
     donor_format: DonorFormat = "full"
     max_divergence: float | None = None
+    storage: StorageConfig | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -175,20 +225,32 @@ class EngineConfig:
             ("repair_rows", 1, 1 << 20),
             ("max_answers", 1, 4096),
         ):
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise InvalidRequest(
-                    f"{name} is {value!r}: it must be a whole number between {low} and {high}"
-                )
-        if self.embedder not in ("model", "sentence"):
-            raise InvalidRequest(f"embedder is {self.embedder!r}: choose one of model, sentence")
-        if self.donor_format not in get_args(DonorFormat):
-            raise InvalidRequest(f"donor_format is {self.donor_format!r}: choose one of full, int8")
+            _require_whole(name, getattr(self, name), low, high)
+        _require_name("embedder", self.embedder, ("model", "sentence"))
+        _require_name("donor_format", self.donor_format, get_args(DonorFormat))
+        stored = self.storage
+        if stored is not None and (self.donor_format, stored.donor_format) == ("int8", "full"):
+            raise InvalidRequest(
+                "storage.donor_format is 'full' and donor_format 'int8': what the pool keeps in "
+                "int8 can't be stored exactly, so set both to int8"
+            )
         bound = self.max_divergence
         if bound is not None and not (type(bound) in (int, float) and bound >= 0):
             raise InvalidRequest(
                 f"max_divergence is {bound!r}: it must be a number of at least 0, in nats, or None"
             )
+
+
+def _require_whole(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidRequest(
+            f"{name} is {value!r}: it must be a whole number between {low} and {high}"
+        )
+
+
+def _require_name(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidRequest(f"{name} is {value!r}: choose one of {', '.join(choices)}")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

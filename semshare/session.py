@@ -15,16 +15,18 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 import torch
 
-from semshare.config import EngineConfig, ReusePolicy
+from semshare.config import EngineConfig, ReusePolicy, StorageConfig
 from semshare.donors.embedders import Embedder, ModelEmbedder, SentenceEmbedder
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
+from semshare.donors.traits import LazyTraits
 from semshare.engine.adapter import ModelAdapter
 from semshare.engine.admission import Admission
 from semshare.engine.continuation import Continuation
@@ -42,6 +44,8 @@ from semshare.engine.scheduler import Scheduler
 from semshare.engine.served import Planned, Served
 from semshare.engine.stages import Stages
 from semshare.engine.stopwatch import Stopwatch
+from semshare.engine.storage import DonorStorage
+from semshare.engine.storage_setup import open_tiers
 from semshare.engine.text import TextAssembler
 from semshare.errors import GivenUp, PoolExhausted
 from semshare.kv.compressed import CompressedView
@@ -101,13 +105,17 @@ class Session:
             page_size=config.page_size,
         )
         self.lsh = TokenLSH(self.model.embedding_weight)
+        self.token_texts = TokenTexts(tokenizer)
         if embedder is None and config.embedder == "sentence":
             embedder = SentenceEmbedder(tokenizer.decode)
         compressed = CompressedView(self.pool) if config.donor_format == "int8" else None
         self.library = DonorLibrary(
-            self.pool, embedder or ModelEmbedder(self.model.embedding_weight), compressed, now=now
+            self.pool,
+            embedder or ModelEmbedder(self.model.embedding_weight),
+            partial(LazyTraits, lsh=self.lsh, texts=self.token_texts),
+            compressed,
+            now=now,
         )
-        self.token_texts = TokenTexts(tokenizer)
         self.planner = Planner(
             self.library, self.pool, self.lsh, self.token_texts, config, self.model.n_layers
         )
@@ -115,12 +123,30 @@ class Session:
         self.monitor = DivergenceMonitor(config.max_divergence)
         self.encoder = PromptEncoder(tokenizer, self.model.vocab_size, self.model.max_context)
         self.eos = eos_ids(hf_model, tokenizer)
-        self.keeper = Keeper(self.library, self.lsh, self.token_texts)
+        self.keeper = Keeper(self.library)
         self.counters: Counter[str] = Counter()
         self._serving: WeakSet[Served] = WeakSet()  # whose KV may be kept yet
         self.lock = FairLock(on_release=let_go_of_threads)
         self.scheduler = self.new_scheduler(self)
+        self.storage = self._open_storage(config.storage, compressed)
         let_go_of_threads()  # that loading the model has made
+
+    def _open_storage(
+        self, config: StorageConfig | None, compressed: CompressedView | None
+    ) -> DonorStorage | None:
+        """What lies below the pool, its donors already to be found."""
+        if config is None:
+            return None
+        storage = DonorStorage(
+            self.library,
+            self.pool,
+            compressed,
+            self.lock,
+            open_tiers(self.model, self.config, config),
+            load_timeout_s=config.load_timeout_s,
+        )
+        storage.writer.restore()
+        return storage
 
     def new_scheduler(self, stages: Stages) -> Scheduler:
         """A scheduler over this session's pool that calls `stages` back."""
@@ -195,6 +221,33 @@ class Session:
             log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
             return Planned(full_plan(ids), mode, fallback=f"{watch.stage}: {type(error).__name__}")
 
+    def load_stored(self, request: Request, watch: Stopwatch) -> None:
+        """Bring into the pool what the prompt's plan would reuse from below it.
+
+        The plan is made once more afterwards, over what is there by then. Without the lock, so that
+        others go on meanwhile; whatever fails costs reuse, never the request.
+        """
+        if self.storage is None:
+            return
+        ids, policy, namespace = request.ids, request.policy, request.namespace
+        try:
+            with self.lock, torch.inference_mode():
+                mode = self.monitor.mode_for(policy, namespace)
+                if mode == "off":
+                    return
+                draft = self.draft(ids, policy.with_mode(mode), namespace, watch)
+                with watch.measure("plan"):
+                    plan = self.planner.finish(draft, with_stored=True)
+                wanted = self.storage.wanted(plan)
+                if wanted:  # so that none of them goes to make room for the others
+                    self.library.touch(namespace, plan.donors)
+            if wanted:
+                with watch.measure("load"):
+                    self.storage.load(wanted)
+        except Exception as error:
+            self.counters["fallback:load"] += 1
+            log_failure("donors could not be loaded, the prompt is computed without", error)
+
     def draft(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Draft:
         """Find donors → align → guard. Touches no model."""
         with watch.measure("find_donors"):
@@ -251,11 +304,14 @@ class Session:
 
     def stream(self, request: Request, watch: Stopwatch) -> Generator[TextDelta]:
         """Pieces of the answers as they come, the last with the whole; closing it frees all."""
+        self.load_stored(request, watch)
         yield from self._pieces(self._submit(request, watch))
 
     def answers(self, requests: Sequence[tuple[Request, Stopwatch]]) -> list[Answer]:
         """Whole answers of requests that come together."""
         generations: list[Generation] = []
+        for request in requests:
+            self.load_stored(*request)
         try:
             with self.lock:
                 generations += [self._submit(*request) for request in requests]
@@ -397,6 +453,8 @@ class Session:
                 the prefill.
 
         """
+        if planning is None and not leaves_nothing:
+            self.load_stored(request, watch)
         with self.lock, torch.inference_mode():
             self.counters["requests"] += 1
             served = self.begin(request, watch, planning=planning)
@@ -483,6 +541,16 @@ class Session:
         positions = sequence.append(len(tokens) - 1)
         rest = self.executor.forward(sequence, tokens[:-1], positions, all_logits=True)
         return torch.cat((first, rest.logits))
+
+    def forgotten(self, donor_id: str) -> None:
+        """Wait until no tier has a donor any more that the library has just forgotten."""
+        if self.storage is not None:
+            self.storage.writer.wait_for_removal(donor_id)
+
+    def close(self, timeout_s: float) -> None:
+        """Write donors that are not in the tiers yet, as far as this time allows; close these."""
+        if self.storage is not None:
+            self.storage.close(timeout_s)
 
     def forget_all(self, namespace: str | None) -> None:
         """Drop all that is kept of a namespace's prompts, or of all; what is served now too."""

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 Ids: TypeAlias = NDArray[np.int32]  # token ids, [n]
 Positions: TypeAlias = NDArray[np.int32]
-Slots: TypeAlias = NDArray[np.int64]  # indices into the KV pool
+Slots: TypeAlias = NDArray[np.int64]  # indices into the KV pool, or `STORED`
 Mask: TypeAlias = NDArray[np.bool_]
 Scores: TypeAlias = NDArray[np.float32]
+
+STORED = -2  # in place of a slot: the token's KV lies in a tier below the pool
 
 
 class ChatMessage(TypedDict):
@@ -126,13 +128,18 @@ class DeviationSchedule:
 
 @dataclass(frozen=True, slots=True)
 class ReusePlan:
-    """All that execution needs to know. Made without a model; executing it decides nothing."""
+    """All that execution needs to know. Made without a model; executing it decides nothing.
+
+    Where KV lies below the pool, slots are `STORED`: such a plan says what is to be loaded
+    (`semshare.engine.storage`), and is not executed.
+    """
 
     ids: Ids  # [n]
     source: NDArray[np.uint8]  # [n] TokenSource
     donor: NDArray[np.int32]  # [n] index into `donors`, −1 for fresh and for prefixes of no donor
     position: Positions  # [n] position in the donor, −1 for fresh
-    slots: Slots  # [n] pool slot of the reused KV (virtual: compressed, `KVPool`), −1 for fresh
+    # [n] pool slot of the reused KV (virtual: compressed, see `KVPool`), −1 for fresh
+    slots: Slots
     donors: tuple[str, ...]
     reasons: NDArray[np.uint8]  # [n] `FreshReason` of fresh tokens, 0 for reused ones
     deviation: DeviationSchedule | None = None
@@ -180,6 +187,7 @@ class FreshReason(IntEnum):
     EDGE = 3  # one of the first tokens, or of the question at the end
     SELECTED = 4  # chosen by the selection policy
     HEAD = 5  # at the beginning of a long reused run, where the old context still shows
+    STORED = 6  # a donor has it in a tier below the pool, from which it was not loaded
 
 
 def count_sources(source: NDArray[np.uint8]) -> dict[str, int]:
@@ -314,6 +322,25 @@ class NamespaceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class TierUse:
+    """What one tier below the pool holds, in bytes."""
+
+    name: str  # `host`, `disk` or `redis`
+    used_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorageUse:
+    """What lies below the KV pool."""
+
+    tiers: tuple[TierUse, ...]  # the fastest first
+    waiting: int  # jobs behind requests that are not done yet
+    # Since the start, by event, or by event and tier or error as `event:which`.
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class PoolUse:
     """Who holds the KV pool, in bytes of whole pages.
 
@@ -325,6 +352,7 @@ class PoolUse:
     used_bytes: int  # held by anybody; what several namespaces hold counts once
     free_bytes: int
     donors_evicted: int  # since the start
+    storage: StorageUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

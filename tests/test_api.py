@@ -24,6 +24,7 @@ from semshare import (
     SemShare,
     TextDelta,
 )
+from semshare.donors import traits
 from semshare.donors.embedders import ModelEmbedder
 from semshare.donors.library import DonorLibrary
 from semshare.donors.token_lsh import TokenLSH
@@ -521,7 +522,7 @@ def test_remembering_a_known_prompt_embeds_nothing_again(
     engine: SemShare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = engine.remember(DONOR)
-    for owner, name in ((TokenLSH, "encode"), (ModelEmbedder, "embed"), (keeper, "mark_facts")):
+    for owner, name in ((TokenLSH, "encode"), (ModelEmbedder, "embed"), (traits, "mark_facts")):
         monkeypatch.setattr(owner, name, lambda *_args: pytest.fail("done again"))
     again = engine.remember(DONOR, pinned=True)
     assert again == replace(info, pinned=True, last_used=again.last_used)

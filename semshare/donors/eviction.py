@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from semshare.donors.namespace import Donor, Namespace
+from semshare.donors.prefix_tree import PrefixNode
 from semshare.kv.pool import KVPool
 from semshare.types import Mask
 
@@ -17,7 +18,7 @@ def pages_within_reach(pool: KVPool, spaces: Iterable[Namespace], donors: Iterab
     Args:
         pool: with all pages.
         spaces: whose prefix trees refer to them, what is published among them.
-        donors: all, each once.
+        donors: that hold pages, each once.
 
     """
     references = pool.references(np.arange(pool.n_pages))
@@ -48,3 +49,14 @@ def pages_only_cached(pool: KVPool, spaces: Iterable[Namespace]) -> Mask:
                 cached[node.pages] += 1
     only_cached: Mask = (references > 0) & (references == cached)
     return only_cached
+
+
+def oldest_leaf(pool: KVPool, spaces: Mapping[str, Namespace]) -> tuple[str, PrefixNode] | None:
+    """The cached prefix that goes first, and its namespace, if one would free a page."""
+    idle = pages_only_cached(pool, spaces.values())
+    leaves = [
+        (name, leaf)
+        for name, space in spaces.items()
+        if (leaf := space.prefixes.oldest_leaf(idle)) is not None
+    ]
+    return min(leaves, key=lambda pair: pair[1].last_used, default=None)

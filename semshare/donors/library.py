@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count
 from types import EllipsisType
 
-from torch import Tensor
-
 from semshare.donors.embedders import Embedder, Vector
-from semshare.donors.eviction import pages_only_cached, pages_within_reach
+from semshare.donors.eviction import oldest_leaf, pages_only_cached, pages_within_reach
 from semshare.donors.namespace import Donor, Namespace, donor_id
 from semshare.donors.prefix_tree import PrefixTree
 from semshare.donors.prompt_index import PromptIndex
+from semshare.donors.prompt_vectors import PromptVectors
+from semshare.donors.records import stored_donor
+from semshare.donors.residency import Residency
+from semshare.donors.stored_prefixes import StoredPrefixes
+from semshare.donors.traits import TraitsOf
+from semshare.donors.watcher import DonorWatcher, Gone, Nobody
 from semshare.errors import NotFound
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool, Pages
-from semshare.planning.guard import FactMarks
+from semshare.kv.tiers.tier import DonorRecord
 from semshare.types import DonorInfo, Ids, Scores
 
 
@@ -27,11 +31,13 @@ class DonorLibrary:
 
     One space more holds what is published: the donors of some namespaces once again, on the same
     pages, to be found by all. Nothing else enters it. A donor that has expired is removed before
-    anybody looks.
+    anybody looks. One that is also in a tier below the pool is not lost when its pages go: it is
+    found as before, and `Residency` tells which of its tokens are in the pool.
 
     Args:
         pool: holds the KV. Its `reclaim` hook is set to this library's eviction.
         embedder: makes the prompt vectors.
+        traits_of: what is computed of a donor's tokens.
         compressed: stores the KV of donors, if that is to be in int8. Prefixes are lossless, so a
             donor's own is then cached only as those of other prompts are.
         now: the time in seconds since the epoch, by which donors expire.
@@ -42,20 +48,25 @@ class DonorLibrary:
         self,
         pool: KVPool,
         embedder: Embedder,
+        traits_of: TraitsOf,
         compressed: CompressedView | None = None,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._pool = pool
         self._compressed = compressed
-        self._embedder = embedder
+        self.vectors = PromptVectors(embedder)
+        self._traits_of = traits_of
         self._now = now
         self._next_expiry = math.inf  # no donor expires before
         self._clock: Iterator[int] = count(1)
         self._namespaces: dict[str, Namespace] = {}
         self._published = self._empty_space()
+        self.residency = Residency(pool, self._published)
         self.evicted_donors = 0
+        self.demoted_donors = 0
         self.expired_donors = 0
+        self.watcher: DonorWatcher = Nobody()
         pool.reclaim = self._evict_until
 
     def find(self, name: str) -> Namespace | None:
@@ -85,7 +96,11 @@ class DonorLibrary:
         return self._namespaces[name]
 
     def _empty_space(self) -> Namespace:
-        return Namespace(PrefixTree(self._pool, self._clock), PromptIndex(self._embedder.dim))
+        return Namespace(
+            PrefixTree(self._pool, self._clock),
+            PromptIndex(self.vectors.dim),
+            StoredPrefixes(self._pool.page_size),
+        )
 
     def add(
         self,
@@ -93,9 +108,7 @@ class DonorLibrary:
         ids: Ids,
         pages: Pages,
         *,
-        codes: Tensor,
         history: Scores,
-        marks: FactMarks,
         pinned: bool,
         ttl_s: float | None = None,
     ) -> Donor:
@@ -105,7 +118,7 @@ class DonorLibrary:
             namespace: whose requests may find it.
             ids: `[n]` of the prompt.
             pages: with its exact KV, in order.
-            codes, history, marks, pinned: see `Donor`.
+            history, pinned: see `Donor`.
             ttl_s: seconds until it expires; None: it stays.
 
         Raises:
@@ -113,7 +126,9 @@ class DonorLibrary:
             InvalidRequest: a number that can't be compressed. In any case nothing is kept.
 
         """
-        vector = self.vector(ids)  # an embedder that fails leaves nothing half kept
+        vector = self.vectors.of(ids)  # an embedder that fails leaves nothing half kept
+        traits = self._traits_of(ids)
+        traits.compute()
         name = donor_id(namespace, ids)
         slots = self._pool.slots_of(pages)[: len(ids)]
         node = None
@@ -134,9 +149,8 @@ class DonorLibrary:
             ids=ids,
             pages=pages,
             slots=slots,
-            codes=codes,
+            traits=traits,
             history=history,
-            marks=marks,
             node=node,
             pinned=pinned,
             last_used=next(self._clock),
@@ -146,7 +160,69 @@ class DonorLibrary:
             expires_at=self._expiry(now, ttl_s),
         )
         space.add(donor, vector)
+        self.residency.entered(donor)
+        self.watcher.kept(donor, vector)
         return donor
+
+    def add_stored(self, records: Iterable[DonorRecord]) -> list[Donor]:
+        """Let donors be found whose KV lies below the pool; returns those that are new.
+
+        A record that names another donor than its content, or that has expired, is passed over. One
+        of a donor that is known says that a tier has it, and when it expires.
+        """
+        now, added = self._now(), list[tuple[Donor, Vector]]()
+        for record in records:
+            if record.expires_at <= now or donor_id(record.namespace, record.ids) != record.id:
+                continue
+            space = self._namespaces.get(record.namespace)
+            known = space.donors.get(record.id) if space is not None else None
+            if known is not None:
+                known.stored = record.form
+                self._told(known, record)
+            else:
+                self._next_expiry = min(self._next_expiry, record.expires_at)
+                donor = stored_donor(
+                    record,
+                    self._traits_of(record.ids),
+                    tick=next(self._clock),
+                    n_bytes=self.bytes_of(len(record.ids)),
+                )
+                added.append((donor, self.vectors.of_record(record)))
+        added.sort(key=lambda pair: pair[0].created_at)  # donors are listed oldest first
+        by_space: dict[str, list[tuple[Donor, Vector]]] = {}
+        for donor, vector in added:
+            by_space.setdefault(donor.namespace, []).append((donor, vector))
+        for name, several in by_space.items():
+            space = self.namespace(name)
+            space.add_many(several)
+            self.residency.below(space, [donor for donor, _ in several])
+        published = [pair for pair in added if pair[0].published]
+        self._published.add_many(published)
+        self.residency.below(self._published, [donor for donor, _ in published])
+        return [donor for donor, _ in added]
+
+    def _told(self, donor: Donor, record: DonorRecord) -> None:
+        """What another process says of a donor that is known here."""
+        donor.pinned, donor.expires_at = record.pinned, record.expires_at
+        self._next_expiry = min(self._next_expiry, record.expires_at)
+        if record.published and not donor.published:
+            self.publish(donor.namespace, donor.id)
+        elif donor.published and not record.published:
+            self._unpublish(donor)
+
+    def find_by_id(self, name: str) -> Donor | None:
+        """A donor of any namespace, for what goes on behind requests."""
+        spaces = self._namespaces.values()
+        return next((space.donors[name] for space in spaces if name in space.donors), None)
+
+    def no_longer_stored(self, name: str) -> None:
+        """No tier below the pool has a donor any more; it stays if all of it is in the pool."""
+        donor = self.find_by_id(name)
+        if donor is None or donor.stored is None:
+            return
+        donor.stored = None
+        if not donor.is_whole:
+            self._remove(donor, "lost")
 
     def bytes_of(self, n_tokens: int) -> int:
         """KV bytes that a donor of `n_tokens` tokens holds."""
@@ -188,6 +264,7 @@ class DonorLibrary:
         known.history = history if len(history) else known.history
         known.pinned |= pinned
         known.last_used, known.used_at = next(self._clock), now
+        self.watcher.changed(known)
         return known
 
     def update(
@@ -214,6 +291,7 @@ class DonorLibrary:
             donor.pinned = pinned
         if not isinstance(ttl_s, EllipsisType):
             donor.expires_at = self._expiry(self._now(), ttl_s)
+        self.watcher.changed(donor)
         return donor
 
     def publish(self, namespace: str, name: str) -> Donor:
@@ -229,29 +307,12 @@ class DonorLibrary:
         donor = self.get(namespace, name)
         if donor.published:
             return donor
-        vector = self.vector(donor.ids)
-        if donor.node is not None:
-            prefixes = self._published.prefixes
-            donor.published_node = prefixes.insert(donor.ids, donor.pages, owner=name)
-            prefixes.lock(donor.published_node)
+        vector = self.vectors.of(donor.ids)
         self._published.add(donor, vector)
         donor.published = True
+        self.residency.published(donor)
+        self.watcher.changed(donor)
         return donor
-
-    def vector(self, ids: Ids) -> Vector:
-        """A prompt's vector, as the prompt index compares it.
-
-        Raises:
-            ValueError: the embedder gave one of another shape than it says.
-
-        """
-        vector = self._embedder.embed(ids)
-        if vector.shape != (self._embedder.dim,):
-            raise ValueError(
-                f"the embedder gave a vector of shape {vector.shape}: its dim is "
-                f"{self._embedder.dim}"
-            )
-        return vector
 
     def get(self, namespace: str, name: str) -> Donor:
         """A donor.
@@ -284,6 +345,7 @@ class DonorLibrary:
             donor = self._readable(namespace, name)
             if donor is not None:
                 donor.last_used, donor.used_at = next(self._clock), self._now()
+                self.watcher.used(donor)
 
     def _readable(self, namespace: str, name: str) -> Donor | None:
         spaces = self.readable(namespace)
@@ -296,30 +358,22 @@ class DonorLibrary:
             NotFound: not in this namespace.
 
         """
-        self._remove(self.get(namespace, name))
+        self._remove(self.get(namespace, name), "forgotten")
 
-    def _remove(self, donor: Donor) -> None:
+    def _remove(self, donor: Donor, why: Gone) -> None:
         space = self._namespaces[donor.namespace]
         self._unpublish(donor)
         space.remove(donor)
-        if donor.node is not None:
-            space.prefixes.unlock(donor.node)
-            space.prefixes.forget(donor.node)
-        else:
-            cached = space.prefixes.match(donor.ids)
-            if len(donor.ids) - cached.tokens < self._pool.page_size:  # and not just its beginning
-                space.prefixes.forget(cached.node)
-        self._pool.release(donor.pages)
+        self.residency.left(space, donor)
         self._drop_if_empty(donor.namespace)
+        self.watcher.gone(donor, why)
 
     def _unpublish(self, donor: Donor) -> None:
         if not donor.published:
             return
         self._published.remove(donor)
-        if donor.published_node is not None:
-            self._published.prefixes.unlock(donor.published_node)
-            self._published.prefixes.forget(donor.published_node)
-        donor.published, donor.published_node = False, None
+        self.residency.unpublished(donor)
+        donor.published = False
 
     def clear(self, namespace: str) -> None:
         """Forget all donors and cached prefixes of a namespace."""
@@ -328,8 +382,10 @@ class DonorLibrary:
             return
         for donor in space.donors.values():
             self._unpublish(donor)
-            self._pool.release(donor.pages)
+            self.residency.cleared(donor)
         space.prefixes.clear()
+        for donor in space.donors.values():
+            self.watcher.gone(donor, "forgotten")
 
     def infos(self, namespace: str) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""
@@ -369,25 +425,28 @@ class DonorLibrary:
         """
         self._drop_expired()
         spaces = (*self._namespaces.values(), self._published)
-        if pages_within_reach(self._pool, spaces, self._donors()) < wanted_pages:
+        holders = self.residency.holders
+        if pages_within_reach(self._pool, spaces, holders) < wanted_pages:
             return
         while self._pool.free_pages < wanted_pages:
-            idle = pages_only_cached(self._pool, self._namespaces.values())
-            leaves = [
-                (leaf, name)
-                for name, space in self._namespaces.items()
-                if (leaf := space.prefixes.oldest_leaf(idle)) is not None
-            ]
-            if leaves:
-                leaf, name = min(leaves, key=lambda pair: pair[0].last_used)
+            found = oldest_leaf(self._pool, self._namespaces)
+            if found is not None:
+                name, leaf = found
                 self._namespaces[name].prefixes.evict(leaf)
                 self._drop_if_empty(name)
                 continue
-            unpinned = [donor for donor in self._donors() if not donor.pinned]
+            unpinned = [donor for donor in holders if not donor.pinned]
             if not unpinned:
                 return  # what is left hangs above a cached prefix that is read at present
-            oldest = min(unpinned, key=lambda donor: donor.last_used)
-            self._remove(oldest)
+            self._let_go(min(unpinned, key=lambda donor: donor.last_used))
+
+    def _let_go(self, donor: Donor) -> None:
+        """Free a donor's pages; it is found no longer, unless a tier below has it."""
+        if donor.stored is not None:
+            self.residency.demote(self._namespaces[donor.namespace], donor)
+            self.demoted_donors += 1
+        else:
+            self._remove(donor, "evicted")
             self.evicted_donors += 1
 
     def _drop_expired(self) -> None:
@@ -395,7 +454,7 @@ class DonorLibrary:
         if now < self._next_expiry:
             return
         for donor in [donor for donor in self._donors() if donor.expires_at <= now]:
-            self._remove(donor)
+            self._remove(donor, "expired")
             self.expired_donors += 1
         self._next_expiry = min((donor.expires_at for donor in self._donors()), default=math.inf)
 

@@ -4,40 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from semshare.donors.embedders import Vector
 from semshare.donors.prefix_tree import PrefixNode, PrefixTree
 from semshare.donors.prompt_index import PromptIndex
 from semshare.donors.span_index import SpanIndex
+from semshare.donors.stored_prefixes import StoredPrefixes
+from semshare.donors.traits import TokenTraits
 from semshare.kv.pool import Pages
+from semshare.kv.tiers.tier import StoredForm
 from semshare.planning.guard import FactMarks
-from semshare.types import DonorInfo, Ids, Scores, Slots
+from semshare.types import STORED, DonorInfo, Ids, Scores, Slots
 
 
 @dataclass(slots=True, eq=False)
 class Donor:
-    """A prompt whose exact KV is kept. Times are seconds since the epoch."""
+    """A prompt whose exact KV is kept, in the pool or below it. Times are seconds since the epoch.
+
+    In the pool as a whole it has a path in the prefix tree, unless it is compressed there. Below
+    the pool it has none, and `STORED` in place of the slots of the tokens that are not loaded.
+    """
 
     id: str
     namespace: str
     ids: Ids  # [n]
-    pages: Pages
+    pages: Pages  # of the pool, on each of which it holds a reference
     slots: Slots  # [n], virtual ones if it is compressed (`KVPool`)
-    codes: Tensor  # [n, words] int64 of `TokenLSH`, at the donor's own positions
+    traits: TokenTraits
     history: Scores  # [n] attention of past answers; empty if none was recorded
-    marks: FactMarks
-    node: PrefixNode | None  # its path in the prefix tree, locked; None if it is compressed
+    node: PrefixNode | None  # its path in the prefix tree, locked
     pinned: bool
     last_used: int  # a tick of the library, which orders donors as no clock does
     bytes: int
     created_at: float
     used_at: float
     expires_at: float  # no request finds it from then on; infinite if it stays
+    stored: StoredForm | None = None  # how a tier below the pool has it; None: none does
     published: bool = False
     published_node: PrefixNode | None = None  # as `node`, in the tree of what is published
+
+    @property
+    def codes(self) -> Tensor:
+        """See `TokenTraits`."""
+        return self.traits.codes
+
+    @property
+    def marks(self) -> FactMarks:
+        """See `TokenTraits`."""
+        return self.traits.marks
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its KV is in the pool."""
+        return not bool(np.any(self.slots == STORED))
 
     @property
     def info(self) -> DonorInfo:
@@ -61,14 +85,20 @@ class Namespace:
 
     prefixes: PrefixTree
     prompts: PromptIndex
+    stored_prefixes: StoredPrefixes  # of donors whose exact KV lies below the pool
     spans: SpanIndex = field(default_factory=SpanIndex)
     donors: dict[str, Donor] = field(default_factory=dict)
 
     def add(self, donor: Donor, vector: Vector) -> None:
         """Let a donor be found by its text and by `vector`, its prompt's."""
-        self.donors[donor.id] = donor
-        self.spans.add(donor.id, donor.ids)
-        self.prompts.add(donor.id, vector)
+        self.add_many([(donor, vector)])
+
+    def add_many(self, donors: Iterable[tuple[Donor, Vector]]) -> None:
+        """As `add`, for many at once, which is much faster than one by one."""
+        several = list(donors)
+        self.donors |= {donor.id: donor for donor, _ in several}
+        self.spans.add_many([(donor.id, donor.ids) for donor, _ in several])
+        self.prompts.add_many([(donor.id, vector) for donor, vector in several])
 
     def remove(self, donor: Donor) -> None:
         """Undo `add`."""

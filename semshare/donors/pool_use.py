@@ -8,10 +8,10 @@ import numpy as np
 
 from semshare.donors.library import DonorLibrary
 from semshare.kv.pool import KVPool, Pages
-from semshare.types import NamespaceUse, PoolUse
+from semshare.types import NamespaceUse, PoolUse, StorageUse
 
 
-def pool_use(library: DonorLibrary, pool: KVPool) -> PoolUse:
+def pool_use(library: DonorLibrary, pool: KVPool, storage: StorageUse | None = None) -> PoolUse:
     """The pool's pages by holder. A page counts once: for donors first, then for prefixes."""
     page_bytes = pool.page_size * pool.bytes_per_slot
     kept = np.zeros(pool.n_pages, dtype=np.bool_)
@@ -36,6 +36,7 @@ def pool_use(library: DonorLibrary, pool: KVPool) -> PoolUse:
         used_bytes=(pool.n_pages - free) * page_bytes,
         free_bytes=free * page_bytes,
         donors_evicted=library.evicted_donors,
+        storage=storage,
     )
 
 

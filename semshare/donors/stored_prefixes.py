@@ -34,6 +34,9 @@ class StoredPrefixes:
     def __len__(self) -> int:
         return len(self._order)
 
+    def __contains__(self, donor: str) -> bool:
+        return donor in self._ids
+
     def add(self, donor: str, ids: Ids) -> None:
         """Let a donor be found by the beginning of its ids `[n]`, which are kept, not copied.
 

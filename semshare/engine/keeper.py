@@ -12,14 +12,11 @@ import numpy as np
 
 from semshare.config import ReusePolicy
 from semshare.donors.library import DonorLibrary
-from semshare.donors.token_lsh import TokenLSH
 from semshare.engine.limits import LimitsOf, unlimited
-from semshare.engine.prompts import TokenTexts
 from semshare.engine.rows import AttentionRecord
 from semshare.engine.served import Served
 from semshare.errors import QuotaExceeded
 from semshare.kv.sequence import KVSequence
-from semshare.planning.guard import mark_facts
 from semshare.types import DonorInfo, Ids, RememberState, Scores
 
 # Prompts that wait to be computed in full, at most, of all namespaces that share their limits;
@@ -34,15 +31,11 @@ class Keeper:
 
     Args:
         library: where donors and prefixes live.
-        lsh: codes a donor's tokens.
-        texts: gives their texts.
 
     """
 
-    def __init__(self, library: DonorLibrary, lsh: TokenLSH, texts: TokenTexts) -> None:
+    def __init__(self, library: DonorLibrary) -> None:
         self._library = library
-        self._lsh = lsh
-        self._texts = texts
         self.limits_of: LimitsOf = unlimited
         self._pending: dict[tuple[str, bytes], Ids] = {}
         self._taken: set[tuple[str, bytes]] = set()
@@ -160,9 +153,7 @@ class Keeper:
             namespace,
             ids,
             sequence.pages_in_order(len(ids)),
-            codes=self._lsh.encode(ids, np.arange(len(ids))),
             history=history,
-            marks=mark_facts(ids, self._texts),
             pinned=pinned,
             ttl_s=None if isinstance(ttl_s, EllipsisType) else ttl_s,
         )

@@ -11,7 +11,9 @@ from semshare.config import ReusePolicy
 from semshare.planning.deviation import shrinking_schedule
 from semshare.planning.selection import SelectionInputs, history_of, run_heads, select
 from semshare.types import (
+    STORED,
     Alignment,
+    DeviationSchedule,
     FreshReason,
     Ids,
     Mask,
@@ -99,6 +101,27 @@ def make_plan(
         slots=slots,
         donors=alignment.donors,
         reasons=reasons,
+        deviation=deviation,
+    )
+
+
+def resident(plan: ReusePlan) -> ReusePlan:
+    """The plan with everything computed whose KV is not in the pool."""
+    stored = plan.slots == STORED
+    if not stored.any():
+        return plan
+    deviation = plan.deviation
+    if deviation is not None:
+        candidates = deviation.candidates[~stored[deviation.candidates]]
+        keep = tuple(min(kept, len(candidates)) for kept in deviation.keep)
+        deviation = DeviationSchedule(keep, candidates) if len(candidates) else None
+    return replace(
+        plan,
+        source=np.where(stored, TokenSource.FRESH, plan.source).astype(np.uint8),
+        donor=np.where(stored, -1, plan.donor).astype(np.int32),
+        position=np.where(stored, -1, plan.position).astype(np.int32),
+        slots=np.where(stored, -1, plan.slots),
+        reasons=np.where(stored, FreshReason.STORED, plan.reasons).astype(np.uint8),
         deviation=deviation,
     )
 

@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from semshare.engine.prompts import TokenTexts
 from semshare.kv.pool import KVPool
 from semshare.planning.align import AlignmentBuilder, FuzzyCandidate, align_fuzzy
 from semshare.planning.guard import mark_facts, unsafe_reuse
-from semshare.planning.plan import DonorTokens, make_plan
+from semshare.planning.plan import DonorTokens, make_plan, resident
 from semshare.types import Alignment, Ids, Mask, ReusePlan, Scores, Slots, TokenSource
 
 # Where no more than this × `recompute` of the prompt is unmatched after spans, it is computed: a
@@ -88,18 +89,28 @@ class Planner:
         donors = ChainMap(*(space.donors for space in spaces))
         owner = prefix.node.owner or ""
         owners = {node.owner for node in prefix.node.path() if node.owner in donors}
+        prefix_slots = self._pool.slots_of(prefix.pages)
+        below = (space.stored_prefixes.match(ids, limit) for space in spaces)
+        stored = max((found for found in below if found), key=itemgetter(1), default=None)
+        if stored is not None and stored[1] > prefix.tokens:
+            owner, tokens = stored
+            owners.add(owner)
+            rest = donors[owner].slots[prefix.tokens : tokens]
+            prefix_slots = np.concatenate((prefix_slots, rest))
         spans: list[Span] = []
         if policy.mode in ("span", "semantic"):
-            spans = self._spans(spaces, ids, prefix.tokens, policy)
+            spans = self._spans(spaces, ids, len(prefix_slots), policy)
         similar: list[str] = []
-        if policy.mode == "semantic" and self._worth_fuzzy(len(ids), prefix.tokens, spans, policy):
+        if policy.mode == "semantic" and self._worth_fuzzy(
+            len(ids), len(prefix_slots), spans, policy
+        ):
             nearest = self._nearest(spaces, ids)
             similar = [d.donor for d in nearest if d.similarity >= policy.min_similarity]
         names = {*similar, *(span.donor for span in spans)}
         if owner in donors:
             names.add(owner)
         return Found(
-            prefix_slots=self._pool.slots_of(prefix.pages),
+            prefix_slots=prefix_slots,
             prefix_donor=owner if owner in names else None,
             prefix_owners=tuple(sorted(name for name in owners if name)),
             spans=tuple(spans),
@@ -123,7 +134,7 @@ class Planner:
 
     def _nearest(self, spaces: Sequence[Namespace], ids: Ids) -> list[SimilarDonor]:
         """The donors to compare token by token, the most similar first."""
-        most, vector = self._config.max_donors_tried, self._library.vector(ids)
+        most, vector = self._config.max_donors_tried, self._library.vectors.of(ids)
         found: dict[str, SimilarDonor] = {}
         for space in spaces:
             for donor in space.prompts.nearest(vector, most):
@@ -174,13 +185,22 @@ class Planner:
         lowest = TokenSource.FUZZY if policy.only_unmatched else TokenSource.SPAN
         return plan if np.any(plan.source >= lowest) else None
 
-    def finish(self, draft: Draft, *, query_attention: Scores | None = None) -> ReusePlan:
-        """The plan, with the tokens the selection policy adds to the fresh ones."""
+    def finish(
+        self, draft: Draft, *, query_attention: Scores | None = None, with_stored: bool = False
+    ) -> ReusePlan:
+        """The plan, with the tokens the selection policy adds to the fresh ones.
+
+        Args:
+            draft: of the prompt.
+            query_attention: `[n]`, for the selection policy of that name.
+            with_stored: reuse what lies below the pool, too. Such a plan says what to load.
+
+        """
         policy = draft.policy
         if policy.selection == "query_attention" and query_attention is None:
             policy = replace(policy, selection="none")
         donors = [draft.found.donors[name] for name in draft.alignment.donors]
-        return make_plan(
+        plan = make_plan(
             draft.ids,
             draft.alignment,
             draft.unsafe,
@@ -190,3 +210,4 @@ class Planner:
             n_layers=self._n_layers,
             query_attention=query_attention,
         )
+        return plan if with_stored else resident(plan)

@@ -106,6 +106,6 @@ def test_sentence_embedder_offline() -> None:
 def test_an_engine_uses_the_sentence_model_where_its_config_says_so() -> None:
     engine = tiny_engine(embedder="sentence")
     text = "The ferry leaves at nine from pier four and carries forty passengers."
-    assert engine.library.vector(engine.encode(text)).shape == (384,)
+    assert engine.library.vectors.of(engine.encode(text)).shape == (384,)
     engine.remember(text)
     assert engine.generate(text + " Who sells tickets?", max_tokens=1).provenance.fallback is None

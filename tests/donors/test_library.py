@@ -46,8 +46,15 @@ def ids_from(start: int, n: int) -> Ids:
     return np.arange(start, start + n, dtype=np.int32)
 
 
-def no_marks(n: int) -> FactMarks:
-    return FactMarks(*np.zeros((3, n), np.bool_))
+class NoTraits:
+    """Of tokens that are nothing special."""
+
+    def __init__(self, ids: Ids) -> None:
+        self.codes = torch.zeros((len(ids), 1), dtype=torch.int64)
+        self.marks = FactMarks(*np.zeros((3, len(ids)), np.bool_))
+
+    def compute(self) -> None:
+        """They are there."""
 
 
 @dataclass
@@ -61,7 +68,7 @@ class Clock:
 
 
 def library_over(pool: KVPool, clock: Callable[[], float] | None = None) -> DonorLibrary:
-    return DonorLibrary(pool, HashEmbedder(16), now=clock or Clock())
+    return DonorLibrary(pool, HashEmbedder(16), NoTraits, now=clock or Clock())
 
 
 def keep(
@@ -83,9 +90,7 @@ def keep(
             namespace,
             ids,
             pages,
-            codes=torch.zeros((len(ids), 1), dtype=torch.int64),
             history=history,
-            marks=no_marks(len(ids)),
             pinned=pinned,
             ttl_s=ttl_s,
         )
@@ -112,7 +117,7 @@ def test_a_donor_is_found_by_prefix_by_span_and_by_meaning(
     assert space.prefixes.match(ids).node.owner == donor.id
     (span,) = space.spans.find(np.concatenate(([99], ids)).astype(np.int32), start=0, min_length=8)
     assert (span.donor, span.start, span.length) == (donor.id, 1, 14)
-    (similar,) = space.prompts.nearest(library.vector(ids), 3)
+    (similar,) = space.prompts.nearest(library.vectors.of(ids), 3)
     assert similar.donor == donor.id
     assert donor.info.tokens == 14
     assert donor.info.bytes == 4 * 4 * pool.bytes_per_slot == pool.used_bytes
@@ -124,7 +129,7 @@ def test_namespaces_hold_nothing_of_each_other(library: DonorLibrary, pool: KVPo
     other = library.namespace("b")
     assert other.prefixes.match(ids_from(0, 14)).tokens == 0
     assert other.spans.find(ids_from(0, 14), start=0, min_length=8) == []
-    assert other.prompts.nearest(library.vector(ids_from(0, 14)), 3) == []
+    assert other.prompts.nearest(library.vectors.of(ids_from(0, 14)), 3) == []
     assert library.infos("b") == []
     with pytest.raises(NotFound, match=f"no donor '{donor.id}' in this namespace"):
         library.remove("b", donor.id)
@@ -168,7 +173,7 @@ def test_removing_gives_all_pages_back(library: DonorLibrary, pool: KVPool) -> N
     space = library.namespace("n")
     assert space.prefixes.match(ids_from(0, 14)).tokens == 0
     assert space.spans.find(ids_from(0, 14), start=0, min_length=8) == []
-    assert space.prompts.nearest(library.vector(ids_from(0, 14)), 3) == []
+    assert space.prompts.nearest(library.vectors.of(ids_from(0, 14)), 3) == []
     with pytest.raises(NotFound):
         library.get("n", donor.id)
 
@@ -187,10 +192,11 @@ def test_removing_leaves_what_another_donor_shares(library: DonorLibrary, pool: 
 
 def test_pages_in_use_outlive_their_donor(library: DonorLibrary, pool: KVPool) -> None:
     donor = keep(library, pool, ids_from(0, 14))
-    pool.share(donor.pages)  # a request reads it
+    read = donor.pages.copy()
+    pool.share(read)  # a request reads it
     library.remove("n", donor.id)
     assert pool.free_pages == PAGES - 4
-    pool.release(donor.pages)
+    pool.release(read)
     assert pool.free_pages == PAGES
 
 
@@ -307,12 +313,7 @@ def test_a_pinned_donor_does_not_hold_what_continues_it(
     """The donor's last page is full only of the sequence that was cached first."""
     pages = pool.allocate(5 * 4)
     library.cache_prefix("n", ids_from(0, 20), pages)
-    options = {
-        "codes": torch.zeros(6, 1, dtype=torch.int64),
-        "history": NO_HISTORY,
-        "marks": no_marks(6),
-    }
-    library.add("n", ids_from(0, 6), pages, pinned=True, **options)
+    library.add("n", ids_from(0, 6), pages, history=NO_HISTORY, pinned=True)
     pool.release(pages)
     keep(library, pool, ids_from(100, 16))
     pool.release(pool.allocate(10 * 4))  # all but the two pages of the pinned donor
@@ -476,7 +477,7 @@ class Misshapen(HashEmbedder):
 
 
 def test_a_vector_of_the_wrong_shape_leaves_nothing_behind(pool: KVPool) -> None:
-    library = DonorLibrary(pool, Misshapen(16))
+    library = DonorLibrary(pool, Misshapen(16), NoTraits)
     with pytest.raises(ValueError, match=r"shape \(15,\): its dim is 16"):
         keep(library, pool, ids_from(0, 6))
     assert library.infos("n") == []
@@ -496,7 +497,7 @@ class FailsOnce(HashEmbedder):
 
 
 def test_an_embedder_that_fails_leaves_nothing_half_kept(pool: KVPool) -> None:
-    library = DonorLibrary(pool, FailsOnce(16))
+    library = DonorLibrary(pool, FailsOnce(16), NoTraits)
     with pytest.raises(RuntimeError, match="no memory"):
         keep(library, pool, ids_from(0, 14))
     assert pool.free_pages == PAGES

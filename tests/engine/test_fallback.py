@@ -50,7 +50,7 @@ def fails_once(original: Callable[..., Any]) -> Callable[..., Any]:
 Inject = Callable[[SemShare, pytest.MonkeyPatch], None]
 
 INJECTIONS: dict[str, Inject] = {
-    "find_donors": lambda e, patch: patch.setattr(e.library, "vector", fails),
+    "find_donors": lambda e, patch: patch.setattr(e.library.vectors, "of", fails),
     "align": lambda e, patch: patch.setattr("semshare.planning.planner.align_fuzzy", fails),
     "guard": lambda e, patch: patch.setattr("semshare.planning.planner.unsafe_reuse", fails),
     "plan": lambda e, patch: patch.setattr("semshare.planning.planner.make_plan", fails),
@@ -160,7 +160,7 @@ def test_an_answer_that_can_not_be_kept_is_still_given(
     used = ReusePolicy(mode="prefix", remember=True)
     expected = engine.generate(PROMPT, max_tokens=5, policy=OFF)
     before = references(engine)
-    monkeypatch.setattr(engine.library, "vector", fails)
+    monkeypatch.setattr(engine.library.vectors, "of", fails)
     answer = engine.generate(PROMPT, max_tokens=5, policy=used)
     monkeypatch.undo()
     assert answer.token_ids == expected.token_ids

@@ -15,7 +15,7 @@ def prompt(number: int) -> Ids:
 
 
 def test_a_prompt_that_could_not_be_computed_waits_on_behind_a_full_queue() -> None:
-    keeper = Keeper(mock.Mock(), mock.Mock(), mock.Mock())
+    keeper = Keeper(mock.Mock())
     for number in range(MAX_PENDING):
         assert keeper.add_pending("a", prompt(number))
     assert keeper.take_pending() == ("a", prompt(0))

@@ -16,7 +16,7 @@ from semshare.planning.plan import DonorTokens, full_plan, make_plan
 from semshare.types import Alignment, DeviationSchedule
 
 FRESH, PREFIX, SPAN, FUZZY = TokenSource
-REUSED, UNMATCHED, FACT, EDGE, SELECTED, HEAD = FreshReason
+REUSED, UNMATCHED, FACT, EDGE, SELECTED, HEAD, STORED = FreshReason
 
 LAYERS = 4
 

@@ -38,7 +38,7 @@ def test_each_mode_asks_only_its_own_indexes(
 ) -> None:
     space = engine.library.namespace("default")
     monkeypatch.setattr(space.prompts, "nearest", no_lookup)
-    monkeypatch.setattr(engine.library, "vector", no_lookup)
+    monkeypatch.setattr(engine.library.vectors, "of", no_lookup)
     assert len(found(engine, MOVED, ReusePolicy(mode="span")).spans) == 1
     monkeypatch.setattr(space.spans, "find", no_lookup)
     nothing = found(engine, MOVED, ReusePolicy(mode="prefix"))
@@ -49,7 +49,7 @@ def test_similar_donors_are_not_looked_for_where_identical_text_covers_the_promp
     engine: SemShare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert found(engine, REWORDED).similar
-    monkeypatch.setattr(engine.library, "vector", no_lookup)
+    monkeypatch.setattr(engine.library.vectors, "of", no_lookup)
     only_the_question_is_new = answerable(words(4, 2) + PAPER)
     assert found(engine, only_the_question_is_new).similar == ()
     with pytest.raises(pytest.fail.Exception):
@@ -57,7 +57,9 @@ def test_similar_donors_are_not_looked_for_where_identical_text_covers_the_promp
 
 
 def test_donors_less_similar_than_asked_for_are_left_out(engine: SemShare) -> None:
-    vectors = [engine.library.vector(engine.encode(p)) for p in (REWORDED, words(12, 4) + PAPER)]
+    vectors = [
+        engine.library.vectors.of(engine.encode(p)) for p in (REWORDED, words(12, 4) + PAPER)
+    ]
     similarity = float(vectors[0] @ vectors[1])
     for bound, is_used in ((similarity - 1e-3, True), (similarity + 1e-3, False)):
         used = replace(SEMANTIC, min_similarity=bound)
@@ -68,10 +70,10 @@ def test_no_more_donors_are_tried_than_configured() -> None:
     engine = tiny_engine(max_donors_tried=2)
     for seed in range(4):
         engine.remember(words(12, 50 + seed) + reworded(PAPER, 60 + seed, share=0.3))
-    target = engine.library.vector(engine.encode(REWORDED))
+    target = engine.library.vectors.of(engine.encode(REWORDED))
     donors = engine.library.namespace("default").donors
     by_similarity = sorted(
-        donors, key=lambda name: -float(engine.library.vector(donors[name].ids) @ target)
+        donors, key=lambda name: -float(engine.library.vectors.of(donors[name].ids) @ target)
     )
     assert list(found(engine, REWORDED).similar) == by_similarity[:2]
 

@@ -65,6 +65,11 @@ class HostTier:
             )
         return [held.blobs[group][part.start : part.stop] for part in ranges]
 
+    def holds(self, donor: str) -> bool:
+        """See `Tier`."""
+        with self._lock:
+            return donor in self._held
+
     def used(self, donor: str) -> None:
         """See `Tier`."""
         with self._lock:

@@ -20,6 +20,15 @@ Coding = Literal["full", "int8"]
 Buffer = bytes | bytearray | memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """How a donor's KV is stored; `DonorRecord` says what each field is."""
+
+    coding: Coding
+    head_bytes: int
+    group_bytes: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DonorRecord:
     """A donor without its KV. Times are seconds since the epoch.
@@ -53,6 +62,11 @@ class DonorRecord:
     def n_bytes(self) -> int:
         """Of all its blobs."""
         return sum(self.group_bytes)
+
+    @property
+    def form(self) -> StoredForm:
+        """How its KV is stored."""
+        return StoredForm(self.coding, self.head_bytes, self.group_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +129,9 @@ class Tier(Protocol):
             NotStored: the tier has no such donor, or not this blob of it.
 
         """
+
+    def holds(self, donor: str) -> bool:
+        """Whether a donor is here as far as this process knows, without asking a server."""
 
     def used(self, donor: str) -> None:
         """Count a use, for the policy; nothing happens where it is not there."""

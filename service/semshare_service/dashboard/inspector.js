@@ -9,6 +9,7 @@ const REASONS = {
   edge: "at the beginning, or in the question at the end",
   selected: "chosen to be computed again",
   head: "the beginning of a long reused run, where the old context still shows",
+  stored: "a donor has it below the pool, from which it was not loaded",
 };
 
 const MEANINGS = {

@@ -15,7 +15,7 @@ from semshare.types import RememberState
 from semshare_service.worker import WorkerState
 
 Source = Literal["fresh", "prefix", "span", "fuzzy"]
-FreshReasonName = Literal["unmatched", "fact", "edge", "selected", "head"]
+FreshReasonName = Literal["unmatched", "fact", "edge", "selected", "head", "stored"]
 
 
 class ErrorDetail(BaseModel):

@@ -1,0 +1,143 @@
+"""Which donors have KV in the pool, whole or in part, and what they hold there.
+
+A donor enters the pool with all of its KV, and a path in the prefix tree unless it is compressed.
+Once a tier below the pool has it too, it may leave (`demote`) and be found as before; its tokens
+come back a page at a time, as requests want them (`loaded`). Without a path, its exact prefix is
+found among `stored_prefixes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semshare.donors.namespace import Donor, Namespace
+from semshare.donors.records import all_stored
+from semshare.kv.pool import KVPool, Pages
+from semshare.types import STORED
+
+
+class Residency:
+    """Pages and paths of the donors of one library.
+
+    Args:
+        pool: whose pages they hold.
+        published: the space of what is published.
+
+    """
+
+    def __init__(self, pool: KVPool, published: Namespace) -> None:
+        self._pool = pool
+        self._published = published
+        self._holders: dict[str, Donor] = {}
+
+    @property
+    def holders(self) -> Collection[Donor]:
+        """The donors that hold pages."""
+        return self._holders.values()
+
+    def entered(self, donor: Donor) -> None:
+        """A donor is new, on pages that it holds."""
+        self._holders[donor.id] = donor
+
+    def below(self, space: Namespace, donors: Sequence[Donor]) -> None:
+        """Donors have no path in a space's prefix tree: what is exact of them is found otherwise.
+
+        KV in int8 is not: it serves as spans and by meaning only.
+        """
+        exact = [
+            (donor.id, donor.ids)
+            for donor in donors
+            if donor.stored is not None and donor.stored.coding == "full"
+        ]
+        if len(exact) == 1:
+            space.stored_prefixes.add(*exact[0])
+        else:
+            space.stored_prefixes.add_many(exact)
+
+    def loaded(self, donor: Donor, numbers: NDArray[np.int64], pages: Pages) -> None:
+        """Some of a donor's tokens have come into the pool.
+
+        Args:
+            donor: below the pool, at least in part.
+            numbers: `[k]` which of its pages: page j has its tokens from j × page size on.
+            pages: `[k]` of the pool, with one reference each, which the donor takes over.
+
+        """
+        size = self._pool.page_size
+        missing = donor.slots[numbers * size] == STORED
+        self._pool.release(pages[~missing])  # another request has loaded these meanwhile
+        numbers, pages = numbers[missing], pages[missing]
+        positions = (numbers[:, None] * size + np.arange(size)).reshape(-1)
+        is_token = positions < len(donor.ids)
+        slots = donor.slots.copy()  # plans may look at those of before
+        slots[positions[is_token]] = self._pool.slots_of(pages)[is_token]
+        donor.slots = slots
+        donor.pages = np.concatenate((donor.pages, pages))
+        self._holders[donor.id] = donor
+
+    def demote(self, space: Namespace, donor: Donor) -> None:
+        """Give the pages of a stored donor back; it stays to be found."""
+        if donor.stored is None:
+            raise AssertionError("what no tier has would be lost")
+        had_path = donor.node is not None
+        self._leave_trees(space, donor)
+        self._give_back(donor)
+        donor.slots = all_stored(len(donor.ids))
+        if had_path:
+            self.below(space, [donor])
+            if donor.published:
+                self.below(self._published, [donor])
+
+    def left(self, space: Namespace, donor: Donor) -> None:
+        """A donor is found no longer: nothing of it stays, its cached prefix neither."""
+        if donor.node is None:
+            cached = space.prefixes.match(donor.ids)
+            if len(donor.ids) - cached.tokens < self._pool.page_size:  # and not just its beginning
+                space.prefixes.forget(cached.node)
+        self._leave_trees(space, donor)
+        self._no_longer_below(space, donor)
+        self._give_back(donor)
+
+    def cleared(self, donor: Donor) -> None:
+        """A donor goes together with all of its namespace."""
+        self._give_back(donor)
+
+    def published(self, donor: Donor) -> None:
+        """A donor is found by all from now on: on the same pages, nothing is copied."""
+        if donor.node is not None:
+            prefixes = self._published.prefixes
+            donor.published_node = prefixes.insert(donor.ids, donor.pages, owner=donor.id)
+            prefixes.lock(donor.published_node)
+        else:
+            self.below(self._published, [donor])
+
+    def unpublished(self, donor: Donor) -> None:
+        """Undo `published`."""
+        self._leave_published(donor)
+        self._no_longer_below(self._published, donor)
+
+    def _leave_trees(self, space: Namespace, donor: Donor) -> None:
+        self._leave_published(donor)
+        if donor.node is not None:
+            space.prefixes.unlock(donor.node)
+            space.prefixes.forget(donor.node)
+            donor.node = None
+
+    def _leave_published(self, donor: Donor) -> None:
+        if donor.published_node is not None:
+            self._published.prefixes.unlock(donor.published_node)
+            self._published.prefixes.forget(donor.published_node)
+            donor.published_node = None
+
+    @staticmethod
+    def _no_longer_below(space: Namespace, donor: Donor) -> None:
+        if donor.id in space.stored_prefixes:
+            space.stored_prefixes.remove(donor.id)
+
+    def _give_back(self, donor: Donor) -> None:
+        self._pool.release(donor.pages)
+        donor.pages = np.empty(0, np.int64)
+        self._holders.pop(donor.id, None)

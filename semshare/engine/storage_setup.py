@@ -1,0 +1,64 @@
+"""The tiers that `StorageConfig` names, opened for one engine."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+
+from semshare.config import EngineConfig, StorageConfig
+from semshare.engine.adapter import ModelAdapter
+from semshare.engine.fingerprint import fingerprint
+from semshare.kv.tiers.blob_format import BlobFormat, canonical_json
+from semshare.kv.tiers.blob_head import VERSION
+from semshare.kv.tiers.host import HostTier
+from semshare.kv.tiers.stack import TierStack
+from semshare.kv.tiers.tier import Tier
+
+_CHUNK_TOKENS = 64  # or a page of the pool, where that is larger
+
+
+def open_tiers(model: ModelAdapter, config: EngineConfig, storage: StorageConfig) -> TierStack:
+    """All tiers, the fastest first.
+
+    Raises:
+        StoreLocked: another process works in the folder.
+        ModelNotAvailable: a tier's package is not installed.
+
+    """
+    kv_format = blob_format(model, config, storage)
+    key = store_key(kv_format)
+    tiers: list[Tier] = []
+    if storage.host_bytes:
+        tiers.append(HostTier(storage.host_bytes, storage.eviction))
+    if storage.disk_path is not None:
+        from semshare.kv.tiers.disk import DiskTier
+
+        tiers.append(DiskTier(storage.disk_path, key, storage.disk_bytes, storage.eviction))
+    if storage.redis_url is not None:
+        from semshare.kv.tiers.redis import RedisTier  # noqa: PLC0415 - its package is an extra
+
+        tiers.append(
+            RedisTier(storage.redis_url, key, storage.redis_bytes, cluster=storage.redis_cluster)
+        )
+    return TierStack(tiers, kv_format)
+
+
+def blob_format(model: ModelAdapter, config: EngineConfig, storage: StorageConfig) -> BlobFormat:
+    """What this engine's donors are stored as."""
+    return BlobFormat(
+        fingerprint=fingerprint(model),
+        rope=canonical_json(model.config.rope_parameters),
+        dtype=str(model.dtype).removeprefix("torch."),
+        n_layers=model.n_layers,
+        n_kv_heads=model.n_kv_heads,
+        head_dim=model.head_dim,
+        coding=storage.donor_format,
+        compression=storage.compression,
+        chunk_tokens=-(-_CHUNK_TOKENS // config.page_size) * config.page_size,
+    )
+
+
+def store_key(kv_format: BlobFormat) -> str:
+    """What separates the donors of this model and format from all others in a shared store."""
+    settings = canonical_json({**asdict(kv_format), "version": VERSION}).encode()
+    return hashlib.blake2b(settings, digest_size=16).hexdigest()

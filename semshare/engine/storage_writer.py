@@ -1,0 +1,227 @@
+"""What becomes of donors is carried to the tiers behind requests, in one thread."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from semshare.donors.embedders import Vector
+from semshare.donors.library import DonorLibrary
+from semshare.donors.namespace import Donor
+from semshare.donors.records import record_of
+from semshare.donors.watcher import Gone
+from semshare.engine.fair_lock import FairLock
+from semshare.engine.storage_jobs import Jobs
+from semshare.kv.compressed import CompressedView
+from semshare.kv.pool import KVPool
+from semshare.kv.tiers.blob import encode_donor
+from semshare.kv.tiers.stack import TierStack
+from semshare.kv.tiers.tier import DonorRecord, StoredForm, Tier
+from semshare.types import Slots
+
+_REMEMBERED_LOADS = 4096
+REMOVAL_TIMEOUT_S = 5.0  # that whoever forgets a donor waits for its tiers
+
+
+class StorageWriter:
+    """Watches a library: puts its donors into the tiers, and tells it of theirs.
+
+    Args:
+        library, pool, compressed: of the engine; `compressed` if its donors are kept in int8.
+        lock: the engine's. Whatever touches library or pool takes it.
+        stack: the tiers.
+
+    """
+
+    def __init__(
+        self,
+        library: DonorLibrary,
+        pool: KVPool,
+        compressed: CompressedView | None,
+        lock: FairLock,
+        stack: TierStack,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.jobs = Jobs()
+        self._library = library
+        self._pool = pool
+        self._compressed = compressed
+        self._lock = lock
+        self._stack = stack
+        self._loaded: dict[str, None] = {}  # donors that were loaded lately, the latest last
+        self._writing: str | None = None
+        self._evicted_meanwhile = False
+        for tier in stack.tiers:
+            tier.on_evicted(self.check)
+        library.watcher = self
+
+    def restore(self) -> int:
+        """Let all donors of the tiers be found, without their KV; returns how many.
+
+        From then on also those that other processes put into a tier that is shared.
+        """
+        records = self._stack.records().values()
+        with self._lock:
+            restored = len(self._library.add_stored(records))
+        for tier in self._stack.tiers:
+            tier.watch(self)
+        return restored
+
+    def close(self, timeout_s: float) -> None:
+        """Do what waits, as far as it can be done in this time."""
+        self.jobs.close(timeout_s)
+
+    # ------------------------------------- told by the library, with the lock held
+
+    def kept(self, donor: Donor, vector: Vector) -> None:
+        """See `DonorWatcher`."""
+        self.jobs.add(("put", donor.id), lambda: self._put(donor, vector, self._stack.tiers))
+
+    def changed(self, donor: Donor) -> None:
+        """See `DonorWatcher`."""
+        self.jobs.add(("update", donor.id), lambda: self._update(donor))
+
+    def used(self, donor: Donor) -> None:
+        """See `DonorWatcher`."""
+        if donor.stored is not None:
+            self.jobs.add(("used", donor.id), lambda: self._used(donor.id))
+
+    def gone(self, donor: Donor, why: Gone) -> None:
+        """See `DonorWatcher`."""
+        self._loaded.pop(donor.id, None)
+        if why == "evicted":
+            self._evicted_meanwhile |= self._writing == donor.id
+        else:
+            self.jobs.add(("remove", donor.id), lambda: self._remove(donor.id), urgent=True)
+
+    def wait_for_removal(self, donor_id: str) -> None:
+        """Wait until the tiers that answer have dropped a donor, a few seconds at most."""
+        self.jobs.wait_for(("remove", donor_id), REMOVAL_TIMEOUT_S)
+
+    # ------------------------------------------------------- told by loads and tiers
+
+    def loaded(self, donor: Donor) -> None:
+        """A donor was read from a tier; what is read again moves up."""
+        if donor.id in self._loaded:
+            self.jobs.add(("promote", donor.id), lambda: self._promote(donor))
+        self._loaded.pop(donor.id, None)
+        self._loaded[donor.id] = None
+        if len(self._loaded) > _REMEMBERED_LOADS:
+            self._loaded.pop(next(iter(self._loaded)), None)
+
+    def check(self, donor_id: str) -> None:
+        """A tier has a donor no longer: perhaps none has."""
+        self.jobs.add(("check", donor_id), lambda: self._check(donor_id))
+
+    def appeared(self, record: DonorRecord) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            self._library.add_stored([record])
+
+    def vanished(self, donor: str) -> None:
+        """See `Watcher`."""
+        self.check(donor)
+
+    # ------------------------------------------------------------------- jobs
+
+    def _put(self, donor: Donor, vector: Vector, tiers: Sequence[Tier]) -> bool:
+        """Write a donor that is in the pool into tiers; those that don't answer get it later."""
+        with self._lock:
+            if self._library.find_by_id(donor.id) is not donor or not donor.is_whole:
+                self.counters["too_late"] += 1  # it had to go before its turn came
+                return True
+            pages, slots = donor.pages.copy(), donor.slots
+            self._pool.share(pages)  # so that nobody writes to them meanwhile
+            published = donor.published
+            self._writing, self._evicted_meanwhile = donor.id, False
+        try:
+            kv_format = self._stack.format
+            encoded = encode_donor(kv_format, donor.ids, lambda layer: self._kv(layer, slots))
+            form = StoredForm(kv_format.coding, encoded.head_bytes, encoded.group_bytes)
+            record = self._record(donor, vector, form)
+            missed = self._stack.each(lambda tier: tier.put(record, encoded.blobs), tiers)
+        finally:
+            with self._lock:
+                self._pool.release(pages)
+                evicted, self._writing = self._evicted_meanwhile, None
+        if self._stack.holders(donor.id):
+            self.counters["donors_written"] += 1
+            with self._lock:
+                if self._library.find_by_id(donor.id) is donor:
+                    donor.stored = form
+                elif evicted:
+                    self._library.add_stored([replace(record, published=published)])
+        if missed:
+            self.jobs.add(
+                ("put again", donor.id), lambda: self._put_again(donor, vector, form, missed)
+            )
+        return True
+
+    def _put_again(self, donor: Donor, vector: Vector, form: StoredForm, tiers: list[Tier]) -> bool:
+        """Bring a donor to tiers that did not answer; those that still don't stay in `tiers`."""
+        with self._lock:
+            known = self._library.find_by_id(donor.id)
+        if known is None:
+            return True
+        holders = self._stack.holders(donor.id)
+        if not holders:
+            return self._put(donor, vector, list(tiers))
+        record = self._record(known, vector, form)
+        blobs = self._stack.copy(record, holders[0])
+        tiers[:] = self._stack.each(lambda tier: tier.put(record, blobs), list(tiers))
+        return not tiers
+
+    def _promote(self, donor: Donor) -> bool:
+        """Bring a donor to the tiers above the one that it is read from."""
+        holders = self._stack.holders(donor.id)
+        form = donor.stored
+        if form is None or not holders or holders[0] is self._stack.tiers[0]:
+            return True
+        above = self._stack.tiers[: self._stack.tiers.index(holders[0])]
+        record = self._record(donor, self._library.vectors.of(donor.ids), form)
+        blobs = self._stack.copy(record, holders[0])
+        self._stack.each(lambda tier: tier.put(record, blobs), above)
+        self.counters["donors_promoted"] += 1
+        return True
+
+    def _update(self, donor: Donor) -> bool:
+        form = donor.stored
+        if form is None:
+            return True  # what is put later says it
+        record = self._record(donor, self._library.vectors.of(donor.ids), form)
+        return not self._stack.each(lambda tier: tier.update(record))
+
+    def _used(self, donor_id: str) -> bool:
+        self._stack.each(lambda tier: tier.used(donor_id))
+        return True  # a use that is not counted is no loss
+
+    def _remove(self, donor_id: str) -> bool:
+        with self._lock:
+            if self._library.find_by_id(donor_id) is not None:
+                return True  # it has been remembered again
+        return not self._stack.each(lambda tier: tier.remove(donor_id))
+
+    def _check(self, donor_id: str) -> bool:
+        if not self._stack.holders(donor_id):
+            with self._lock:
+                self._library.no_longer_stored(donor_id)
+        return True
+
+    def _record(self, donor: Donor, vector: Vector, form: StoredForm) -> DonorRecord:
+        with self._lock:
+            return record_of(donor, vector, self._library.vectors.maker, form)
+
+    def _kv(self, layer: int, slots: Slots) -> tuple[Tensor, Tensor]:
+        """Keys and values `[n, kv_heads, d]` of one layer, on the CPU."""
+        at = torch.from_numpy(slots).to(self._pool.all_keys.device)
+        if slots[0] >= self._pool.n_slots:
+            if self._compressed is None:
+                raise AssertionError("nothing here can read compressed donors")
+            keys, values = self._compressed.read(layer, at)
+        else:
+            keys, values = self._pool.keys[layer][at], self._pool.values[layer][at]
+        return keys.cpu(), values.cpu()
