@@ -91,15 +91,18 @@ class BlobFolder:
     def set_aside(self, names: Iterable[str]) -> None:
         """Move files to quarantine, as far as they are there and fit into it."""
         for name in names:
-            path = self._blobs / name
-            with suppress(FileNotFoundError):
-                size = on_disk(path.stat().st_size)
-                self._at("set aside")
-                if self._make_room_aside(size):
-                    path.rename(self._quarantine / name)
-                    self._aside[name] = size
-                else:
-                    path.unlink()
+            self.set_file_aside(self._blobs / name, name)
+
+    def set_file_aside(self, path: Path, name: str) -> None:
+        """Move any file to quarantine, under `name`, if it is there and fits."""
+        with suppress(FileNotFoundError):
+            size = on_disk(path.stat().st_size)
+            self._at("set aside")
+            if self._make_room_aside(size):
+                path.rename(self._quarantine / name)
+                self._aside[name] = size
+            else:
+                path.unlink()
 
     def _make_room_aside(self, n_bytes: int) -> bool:
         while self._aside and (
