@@ -20,7 +20,7 @@ from semshare.errors import NotStored
 from semshare.kv.tiers.counts import TierCounts
 from semshare.kv.tiers.disk_access import BegunAnew, DiskAccess
 from semshare.kv.tiers.disk_catalog import file_names
-from semshare.kv.tiers.disk_files import FaultPoint, blob_name
+from semshare.kv.tiers.disk_files import FaultPoint
 from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor, record_bytes
 from semshare.kv.tiers.disk_store import DiskStore
 from semshare.kv.tiers.policies import PolicyName
@@ -134,7 +134,7 @@ class DiskTier:
                 f"{group}: look its record up again"
             )
         try:
-            parts = store.files.read(blob_name(donor, stored.generation, group), ranges)
+            parts = store.files.read(file_names(stored)[group], ranges)
         except FileNotFoundError:
             self._miss(stored, store)
             raise NotStored(f"donor {donor} has left the disk: compute it") from None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semshare.errors import TierFull
 from semshare.kv.tiers.budget import Budget
-from semshare.kv.tiers.disk_files import TEMPORARY, blob_name, on_disk
+from semshare.kv.tiers.disk_files import TEMPORARY, blob_names, on_disk
 from semshare.kv.tiers.disk_index import IndexedDonor
 from semshare.kv.tiers.policies import PolicyName
 
@@ -18,11 +18,12 @@ from semshare.kv.tiers.policies import PolicyName
 class Leftover:
     """Rows and files that are to go.
 
-    n_bytes: what the files take, at most.
-    aside:   whether to keep the files in quarantine.
+    generation: of the rows; None if they are out already.
+    n_bytes:    what the files take, at most.
+    aside:      whether to keep the files in quarantine.
     """
 
-    generation: int
+    generation: int | None
     names: tuple[str, ...]
     n_bytes: int
     aside: bool = False
@@ -40,9 +41,7 @@ def counted_bytes(donor: IndexedDonor) -> int:
 
 def file_names(donor: IndexedDonor) -> tuple[str, ...]:
     """Of its blobs."""
-    return tuple(
-        blob_name(donor.id, donor.generation, group) for group in range(len(donor.group_bytes))
-    )
+    return blob_names(donor.id, donor.generation, len(donor.group_bytes))
 
 
 def leftover(donor: IndexedDonor, *, aside: bool = False, unfinished: bool = False) -> Leftover:
@@ -139,7 +138,8 @@ class DiskCatalog:
             old = self._donors.get(donor.id)
             self._donors[donor.id] = donor
             if old is not None and old.generation != donor.generation:
-                self._leftovers.append(leftover(old))
+                # The commit that put the new rows in has taken the old ones out.
+                self._leftovers.append(replace(leftover(old), generation=None))
             self._budget.admit(donor.id, counted_bytes(donor), pinned=donor.pinned)
 
     def give_up(self, donor: IndexedDonor) -> None:
@@ -154,7 +154,7 @@ class DiskCatalog:
                 self._leftovers.append(leftover(donor, unfinished=True))
 
     def forget(self, donor: str, *, broken: IndexedDonor | None = None) -> bool:
-        """Give a donor out no longer; whether it was there. `broken`: only if it is still this one."""
+        """Give a donor out no longer, or, where `broken`, only this one; whether it was there."""
         with self._lock:
             stored = self._donors.get(donor)
             if stored is None or (broken is not None and stored is not broken):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,9 +24,10 @@ TEMPORARY = ".tmp"
 FaultPoint = Callable[[str], None]
 
 
-def blob_name(donor: str, generation: int, group: int) -> str:
+def blob_names(donor: str, generation: int, groups: int) -> tuple[str, ...]:
     """The donor's part is for who looks into the folder; `generation` alone makes it unique."""
-    return f"{re.sub('[^A-Za-z0-9_-]', '_', donor)[:64]}.{generation:016x}.{group}.kv"
+    stem = f"{re.sub('[^A-Za-z0-9_-]', '_', donor)[:64]}.{generation:016x}"
+    return tuple([f"{stem}.{group}.kv" for group in range(groups)])
 
 
 def on_disk(n_bytes: int) -> int:
@@ -63,8 +64,10 @@ class BlobFolder:
         return {entry.name: entry.stat().st_size for entry in _files(self._blobs)}
 
     def write(self, names: Sequence[str], blobs: Sequence[Buffer]) -> None:
-        """Make new files, safe from loss of power once this returns. What it made stays if it raises:
-        some of `names`, with or without `TEMPORARY`, for the caller to remove.
+        """Make new files, safe from loss of power once this returns.
+
+        If it raises, some of `names` are left, with or without `TEMPORARY`, for the caller to
+        remove.
         """
         for name, blob in zip(names, blobs, strict=True):
             self._write(self._blobs / (name + TEMPORARY), blob)
@@ -137,11 +140,9 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
+def _files(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                yield entry
+        return [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
 
 
 def _pread(fd: int, part: ByteRange) -> bytes:

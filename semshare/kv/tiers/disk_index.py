@@ -200,10 +200,11 @@ class DiskIndex:
                 [(when, generation) for generation, when in used_at.items()],
             )
 
-    def drop(self, generations: Iterable[int]) -> None:
+    def drop(self, generations: Sequence[int]) -> None:
         """Take rows out."""
-        with self._transaction():
-            self._delete(generations)
+        if generations:
+            with self._transaction():
+                self._delete(generations)
 
     def tidy(self) -> None:
         """Bring log and free pages back under their limits. Cheap where they are."""

@@ -81,7 +81,7 @@ class DiskStore:
         """
         self.index.tidy()
         while batch := self.catalog.leftovers(BATCH):
-            self.index.drop(one.generation for one in batch)
+            self.index.drop([one.generation for one in batch if one.generation is not None])
             for one in batch:
                 if one.aside:
                     self.files.set_aside(one.names)
@@ -153,7 +153,7 @@ class DiskStore:
                 found.pop(name, None)
         self.n_broken = len(leftovers)
         self.n_orphans = len(found)
-        leftovers += [Leftover(0, (name,), on_disk(size)) for name, size in found.items()]
+        leftovers += [Leftover(None, (name,), on_disk(size)) for name, size in found.items()]
         self.evicted = self.catalog.load(whole, leftovers)
 
     def _set_index_aside(self) -> None:
