@@ -28,6 +28,11 @@ _WAYS_OUT = {
     errno.ENOENT: "bring the folder back; the layout below it is made anew",
     errno.EMFILE: "allow more open files (ulimit -n)",
 }
+_OF_SQLITE = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+}
 
 
 class BegunAnew(TierUnavailable):
@@ -127,7 +132,10 @@ class DiskAccess:
 
     def unavailable(self, error: OSError | sqlite3.Error) -> TierUnavailable:
         """The same for what went wrong below."""
-        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, OSError):
+            number = error.errno
+        else:
+            number = _OF_SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         way_out = _WAYS_OUT.get(number or 0, "see to the disk")
         return self.failed(f"the disk tier at {self._where} can't do this now ({error}): {way_out}")
 

@@ -62,6 +62,8 @@ _PASSING = {
     sqlite3.SQLITE_READONLY,
 }
 
+_LEFT_OPEN: list[sqlite3.Connection] = []  # see `DiskIndex.close`
+
 
 def is_broken(error: sqlite3.Error) -> bool:
     """Whether the index has to be begun anew, rather than tried again later."""
@@ -113,18 +115,15 @@ class DiskIndex:
 
     def _begin(self, fingerprint: str) -> None:
         # Nobody else works here, so the log's index can be in memory, where no full disk reaches.
-        for pragma in (
-            "locking_mode = EXCLUSIVE",
-            f"page_size = {PAGE_BYTES}",
-            "auto_vacuum = INCREMENTAL",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "wal_autocheckpoint = 0",  # `tidy` does it, where it knows what it may take
-        ):
-            self._db.execute(f"PRAGMA {pragma}").fetchall()
-        if self._number("PRAGMA user_version") == 0 and not self._number(
-            "SELECT count(*) FROM sqlite_schema"
-        ):
+        self._set("locking_mode = EXCLUSIVE")
+        is_new = not self._number("SELECT count(*) FROM sqlite_schema")
+        if is_new:  # to set these again would write, which a full disk does not allow
+            self._set(f"page_size = {PAGE_BYTES}")
+            self._set("auto_vacuum = INCREMENTAL")
+        self._set("journal_mode = WAL")
+        self._set("synchronous = FULL")
+        self._set("wal_autocheckpoint = 0")  # `tidy` does it, where it knows what it may take
+        if is_new:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
@@ -216,6 +215,13 @@ class DiskIndex:
 
     def close(self) -> None:
         """Copy the log into the database and let go of both."""
+        with suppress(OSError):
+            found = self._path.stat()
+            if found.st_ino == self._file.st_ino and found.st_dev != self._file.st_dev:
+                # Another disk is mounted here now. SQLite tells files by their inode's number alone
+                # (`fileHasMoved`) and would delete the log of the other disk's index.
+                _LEFT_OPEN.append(self._db)
+                return
         self._db.close()
 
     def _checkpoint(self) -> None:
@@ -226,6 +232,9 @@ class DiskIndex:
         for generation in generations:
             for table in ("donors", "arrays"):
                 self._db.execute(f"DELETE FROM {table} WHERE generation = ?", (generation,))  # noqa: S608 - constants
+
+    def _set(self, pragma: str) -> None:
+        self._db.execute(f"PRAGMA {pragma}").fetchall()
 
     def _number(self, query: str) -> Any:
         return self._db.execute(query).fetchone()[0]
