@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
+from pathlib import Path
 
 from semshare.config import EngineConfig, StorageConfig
 from semshare.engine.adapter import ModelAdapter
 from semshare.engine.fingerprint import fingerprint
 from semshare.kv.tiers.blob_format import BlobFormat, canonical_json
 from semshare.kv.tiers.blob_head import VERSION
+from semshare.kv.tiers.disk import DiskTier
 from semshare.kv.tiers.host import HostTier
 from semshare.kv.tiers.stack import TierStack
 from semshare.kv.tiers.tier import Tier
@@ -31,9 +33,8 @@ def open_tiers(model: ModelAdapter, config: EngineConfig, storage: StorageConfig
     if storage.host_bytes:
         tiers.append(HostTier(storage.host_bytes, storage.eviction))
     if storage.disk_path is not None:
-        from semshare.kv.tiers.disk import DiskTier
-
-        tiers.append(DiskTier(storage.disk_path, key, storage.disk_bytes, storage.eviction))
+        folder = Path(storage.disk_path)
+        tiers.append(DiskTier(folder, key, storage.disk_bytes, storage.eviction))
     if storage.redis_url is not None:
         from semshare.kv.tiers.redis import RedisTier  # noqa: PLC0415 - its package is an extra
 

@@ -16,11 +16,12 @@ from semshare.donors.records import record_of
 from semshare.donors.watcher import Gone
 from semshare.engine.fair_lock import FairLock
 from semshare.engine.storage_jobs import Jobs
+from semshare.errors import NotStored
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.tiers.blob import encode_donor
 from semshare.kv.tiers.stack import TierStack
-from semshare.kv.tiers.tier import DonorRecord, StoredForm, Tier
+from semshare.kv.tiers.tier import Buffer, DonorRecord, StoredForm, Tier
 from semshare.types import Slots
 
 _REMEMBERED_LOADS = 4096
@@ -79,7 +80,8 @@ class StorageWriter:
 
     def kept(self, donor: Donor, vector: Vector) -> None:
         """See `DonorWatcher`."""
-        self.jobs.add(("put", donor.id), lambda: self._put(donor, vector, self._stack.tiers))
+        tiers = list(self._stack.tiers)
+        self.jobs.add(("put", donor.id), lambda: self._put(donor, vector, tiers))
 
     def changed(self, donor: Donor) -> None:
         """See `DonorWatcher`."""
@@ -128,25 +130,20 @@ class StorageWriter:
 
     # ------------------------------------------------------------------- jobs
 
-    def _put(self, donor: Donor, vector: Vector, tiers: Sequence[Tier]) -> bool:
-        """Write a donor that is in the pool into tiers; those that don't answer get it later."""
+    def _put(self, donor: Donor, vector: Vector, tiers: list[Tier]) -> bool:
+        """Write a donor into tiers; those that don't answer stay in `tiers`, for the next time."""
         with self._lock:
-            if self._library.find_by_id(donor.id) is not donor or not donor.is_whole:
+            if self._library.find_by_id(donor.id) is not donor:
                 self.counters["too_late"] += 1  # it had to go before its turn came
                 return True
-            pages, slots = donor.pages.copy(), donor.slots
-            self._pool.share(pages)  # so that nobody writes to them meanwhile
             published = donor.published
             self._writing, self._evicted_meanwhile = donor.id, False
         try:
-            kv_format = self._stack.format
-            encoded = encode_donor(kv_format, donor.ids, lambda layer: self._kv(layer, slots))
-            form = StoredForm(kv_format.coding, encoded.head_bytes, encoded.group_bytes)
+            form, blobs = self._from_pool(donor) or self._from_tiers(donor)
             record = self._record(donor, vector, form)
-            missed = self._stack.each(lambda tier: tier.put(record, encoded.blobs), tiers)
+            tiers[:] = self._stack.each(lambda tier: tier.put(record, blobs), tiers)
         finally:
             with self._lock:
-                self._pool.release(pages)
                 evicted, self._writing = self._evicted_meanwhile, None
         if self._stack.holders(donor.id):
             self.counters["donors_written"] += 1
@@ -155,35 +152,43 @@ class StorageWriter:
                     donor.stored = form
                 elif evicted:
                     self._library.add_stored([replace(record, published=published)])
-        if missed:
-            self.jobs.add(
-                ("put again", donor.id), lambda: self._put_again(donor, vector, form, missed)
-            )
-        return True
-
-    def _put_again(self, donor: Donor, vector: Vector, form: StoredForm, tiers: list[Tier]) -> bool:
-        """Bring a donor to tiers that did not answer; those that still don't stay in `tiers`."""
-        with self._lock:
-            known = self._library.find_by_id(donor.id)
-        if known is None:
-            return True
-        holders = self._stack.holders(donor.id)
-        if not holders:
-            return self._put(donor, vector, list(tiers))
-        record = self._record(known, vector, form)
-        blobs = self._stack.copy(record, holders[0])
-        tiers[:] = self._stack.each(lambda tier: tier.put(record, blobs), list(tiers))
         return not tiers
+
+    def _from_pool(self, donor: Donor) -> tuple[StoredForm, Sequence[Buffer]] | None:
+        """A donor's blobs, made of its KV in the pool, if all of it is there."""
+        with self._lock:
+            if not donor.is_whole:
+                return None
+            pages, slots = donor.pages.copy(), donor.slots
+            self._pool.share(pages)  # so that nobody writes to them meanwhile
+        try:
+            kv_format = self._stack.format
+            made = encode_donor(kv_format, donor.ids, lambda layer: self._kv(layer, slots))
+        finally:
+            with self._lock:
+                self._pool.release(pages)
+        return StoredForm(kv_format.coding, made.head_bytes, made.group_bytes), made.blobs
+
+    def _from_tiers(self, donor: Donor) -> tuple[StoredForm, Sequence[Buffer]]:
+        """A donor's blobs as the fastest tier that has them gives them.
+
+        Raises:
+            StorageError: none has them whole, or not now.
+
+        """
+        form, holders = donor.stored, self._stack.holders(donor.id)
+        if form is None or not holders:
+            raise NotStored(f"{donor.id} is neither in the pool nor in a tier")
+        return form, self._stack.copy(donor.id, donor.ids, form, holders[0])
 
     def _promote(self, donor: Donor) -> bool:
         """Bring a donor to the tiers above the one that it is read from."""
         holders = self._stack.holders(donor.id)
-        form = donor.stored
-        if form is None or not holders or holders[0] is self._stack.tiers[0]:
+        above = self._stack.tiers[: self._stack.tiers.index(holders[0])] if holders else ()
+        if not above:
             return True
-        above = self._stack.tiers[: self._stack.tiers.index(holders[0])]
+        form, blobs = self._from_tiers(donor)
         record = self._record(donor, self._library.vectors.of(donor.ids), form)
-        blobs = self._stack.copy(record, holders[0])
         self._stack.each(lambda tier: tier.put(record, blobs), above)
         self.counters["donors_promoted"] += 1
         return True

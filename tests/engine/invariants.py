@@ -16,7 +16,7 @@ from semshare.engine.generation import Generation
 from semshare.engine.rows import DecodeRows, PromptRows, Rows
 from semshare.kv.sequence import KVSequence, lay_out
 from semshare.planning.plan import full_plan
-from semshare.types import Ids, Slots
+from semshare.types import STORED, Ids, Slots
 
 LIMIT = 1e-4  # max abs difference of float32 KV and logits
 
@@ -44,6 +44,7 @@ def assert_consistent(engine: SemShare) -> None:
     for space in spaces(engine):
         assert_locked_by_its_donors(space)
     assert_published_is_what_it_says(engine)
+    assert_residency_is_what_it_says(engine)
 
 
 def sequences_of(generation: Generation) -> list[KVSequence]:
@@ -89,7 +90,7 @@ def assert_nobody_writes_what_another_reads(engine: SemShare, live: Sequence[KVS
         for node in space.prefixes.nodes():
             assert not spare[pool.slots_of(node.pages)].any(), "a cached prefix will be written"
         for donor in space.donors.values():
-            assert not spare[donor.slots].any(), "a donor will be written"
+            assert not spare[donor.slots[donor.slots >= 0]].any(), "a donor will be written"
 
 
 def assert_locked_by_its_donors(space: Namespace) -> None:
@@ -97,9 +98,32 @@ def assert_locked_by_its_donors(space: Namespace) -> None:
     nodes = space.prefixes.nodes()
     expected = {id(node): 0 for node in nodes}
     for donor in space.donors.values():
-        for node in donor.node.path():
+        for node in path_of(donor.node):
             expected[id(node)] += 1
     assert {id(node): node.locks for node in nodes} == expected
+
+
+def path_of(node: PrefixNode | None) -> Iterator[PrefixNode]:
+    return iter(()) if node is None else node.path()
+
+
+def assert_residency_is_what_it_says(engine: SemShare) -> None:
+    """A donor holds the pages of the slots that it names; one below the pool is found there."""
+    residency = engine.library.residency
+    holders = {donor.id for donor in residency.holders}
+    for space in spaces(engine):
+        for donor in space.donors.values():
+            assert (donor.id in holders) == (len(donor.pages) > 0)
+            in_pool = engine.pool.pages_of(donor.slots[donor.slots != STORED])
+            np.testing.assert_array_equal(in_pool, np.sort(donor.pages))
+            if not donor.is_whole:
+                assert donor.stored is not None, "its KV is nowhere"
+                exact = donor.stored.coding == "full"
+                assert (donor.id in space.stored_prefixes) == exact
+            if donor.node is not None:
+                assert donor.is_whole
+                assert donor.id not in space.stored_prefixes
+        assert set(space.stored_prefixes._ids) <= set(space.donors)
 
 
 def assert_published_is_what_it_says(engine: SemShare) -> None:
@@ -110,7 +134,7 @@ def assert_published_is_what_it_says(engine: SemShare) -> None:
     nodes = published.prefixes.nodes()
     expected = {id(node): 0 for node in nodes}
     for donor in published.donors.values():
-        for node in donor.published_node.path():
+        for node in path_of(donor.published_node):
             expected[id(node)] += 1
     assert {id(node): node.locks for node in nodes} == expected
     assert 0 not in expected.values(), "something is published that is no donor's"

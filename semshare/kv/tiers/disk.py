@@ -143,6 +143,11 @@ class DiskTier:
         self._access.count(reads=1, bytes_read=sum(map(len, parts)))
         return parts
 
+    def holds(self, donor: str) -> bool:
+        """See `Tier.holds`."""
+        store = self._access.store
+        return store is not None and store.catalog.find(donor) is not None
+
     def used(self, donor: str) -> None:
         """See `Tier.used`. Written with others, or on closing; failing to write is no error."""
         store = self._access.store

@@ -22,7 +22,7 @@ from semshare.errors import (
 from semshare.kv.tiers.blob import read_head
 from semshare.kv.tiers.blob_format import BlobFormat
 from semshare.kv.tiers.blob_head import BlobLayout
-from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Tier
+from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, StoredForm, Tier
 from semshare.types import Ids
 
 
@@ -107,17 +107,17 @@ class TierStack:
             raise BlobCorrupt(f"{tier.name} gave {len(parts)} parts of {len(ranges)} of {donor}")
         return head.decode(chunks, parts)
 
-    def copy(self, record: DonorRecord, source: Tier) -> list[Buffer]:
-        """A donor's whole blobs as a tier has them, to be put into another one.
+    def copy(self, donor: str, ids: Ids, form: StoredForm, source: Tier) -> list[Buffer]:
+        """A donor's whole blobs as a tier has them, checked, to be put into another one.
 
         Raises:
             StorageError: it has them no longer, or not now.
 
         """
         blobs = []
-        for group, n_bytes in enumerate(record.group_bytes):
-            (blob,) = source.read(record.id, group, [ByteRange(0, n_bytes)])
-            head = read_head(self.format, group, record.ids, blob[: record.head_bytes])
+        for group, n_bytes in enumerate(form.group_bytes):
+            (blob,) = source.read(donor, group, [ByteRange(0, n_bytes)])
+            head = read_head(self.format, group, ids, blob[: form.head_bytes])
             chunks = range(head.layout.n_chunks)
             head.decode(chunks, [blob[part.start : part.stop] for part in head.ranges(chunks)])
             blobs.append(blob)
