@@ -77,6 +77,7 @@ class DonorStorage:
             All that the plan's tokens are still waiting for, other requests' loads among it.
 
         """
+        self._pool.settle()
         stored = plan.slots == STORED
         arrivals = self._pool.arriving(plan.slots[plan.slots >= 0])
         if not stored.any() or time.monotonic() < self._quiet_until:
@@ -151,8 +152,8 @@ class DonorStorage:
             pages,
             self.stack.format.n_groups,
             self._load_timeout_s,
-            on_failed=lambda error: self._failed(donor, pages, reads, error),
-            on_over=lambda: self._over(donor, arrival, tokens),
+            undo=lambda: self._library.residency.lost(donor, pages),
+            on_change=lambda error: self._changed(donor, tokens, reads, error),
         )
         self._library.residency.loaded(donor, numbers, pages)
         self._pool.arrivals.append(arrival)
@@ -182,9 +183,19 @@ class DonorStorage:
             log_failure("a donor could not be loaded", error)
             arrival.fail(StorageError(f"{type(error).__name__} while a donor was loaded"))
 
-    def _failed(
-        self, donor: Donor, pages: Pages, reads: Sequence[Future[None]], error: StorageError
+    def _changed(
+        self, donor: Donor, tokens: int, reads: Sequence[Future[None]], error: StorageError | None
     ) -> None:
+        """An arrival has failed, or is over; told in whichever thread, so the lock is not taken."""
+        self.writer.jobs.add("settle", self._settle)
+        if error is None:
+            self._pause_s = _FIRST_PAUSE_S
+            self.counters["loads"] += 1
+            self.counters["loaded_tokens"] += tokens
+            self.writer.loaded(donor)
+            return
+        if all(read.done() for read in reads):
+            return  # it was told when it failed
         self.counters[f"loads_failed:{type(error).__name__}"] += 1
         for read in reads:
             read.cancel()
@@ -193,21 +204,13 @@ class DonorStorage:
             self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
         if isinstance(error, NotStored):
             self.writer.check(donor.id)
-        with self._lock:
-            self._library.residency.lost(donor, pages)
 
-    def _over(self, donor: Donor, arrival: Arrival, tokens: int) -> None:
-        """All threads are done with an arrival."""
+    def _settle(self) -> bool:
         with self._lock:
-            self._pool.arrivals.remove(arrival)
-            self._pool.release(arrival.pages)
+            self._pool.settle()
         with self._idle:
             self._idle.notify_all()
-        if not arrival.has_failed:
-            self._pause_s = _FIRST_PAUSE_S
-            self.counters["loads"] += 1
-            self.counters["loaded_tokens"] += tokens
-            self.writer.loaded(donor)
+        return True
 
 
 def write_rows(layer: Tensor, slots: Slots, rows: Tensor) -> None:

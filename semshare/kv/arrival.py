@@ -24,9 +24,8 @@ class Arrival:
         pages: of the pool.
         parts: in which the layers come.
         timeout_s: seconds from now after which nobody waits any longer.
-        on_failed: called once if something does not come, after all who wait have been told.
-        on_over: called once when no part is being written any more; until then the pages must not
-            be given to anybody else.
+        undo: see `settle`.
+        on_change: called, in whichever thread, when there is something to settle.
 
     """
 
@@ -36,14 +35,14 @@ class Arrival:
         parts: int,
         timeout_s: float,
         *,
-        on_failed: Callable[[StorageError], None],
-        on_over: Callable[[], None],
+        undo: Callable[[], None],
+        on_change: Callable[[StorageError | None], None],
     ) -> None:
         self.pages = pages
         self._parts_left = parts
         self._deadline = time.monotonic() + timeout_s
-        self._on_failed = on_failed
-        self._on_over = on_over
+        self._undo: Callable[[], None] | None = undo
+        self._on_change = on_change
         self._changed = threading.Condition()
         self._layers = 0  # that are there, from the first on
         self._beyond: dict[int, int] = {}  # parts that came before others: first layer → end
@@ -69,15 +68,37 @@ class Arrival:
                 return
             self._error = error
             self._changed.notify_all()
-        self._on_failed(error)
+        self._on_change(error)
 
     def part_over(self) -> None:
         """A part is written, or will not be."""
         with self._changed:
             self._parts_left -= 1
             is_over = self._parts_left == 0
+            self._changed.notify_all()
         if is_over:
-            self._on_over()
+            self._on_change(self._error)
+
+    def settle(self) -> bool:
+        """Let nobody begin with KV that did not come; whoever calls holds the engine's lock.
+
+        Returns:
+            Whether no part is being written any more, so that the pages may be given to others.
+
+        """
+        if self._error is not None and self._undo is not None:
+            self._undo()
+            self._undo = None
+        return self._parts_left == 0
+
+    def wait_until_over(self) -> bool:
+        """Wait, in the time that is left, until no part is being written; whether it is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._parts_left == 0, self._time_left)
+
+    @property
+    def _time_left(self) -> float:
+        return max(self._deadline - time.monotonic(), 0.0)
 
     def wait(self, layers: int) -> None:
         """Wait for the first `layers` layers.
@@ -87,9 +108,8 @@ class Arrival:
 
         """
         with self._changed:
-            left = max(self._deadline - time.monotonic(), 0.0)
             in_time = self._changed.wait_for(
-                lambda: self._error is not None or self._layers >= layers, left
+                lambda: self._error is not None or self._layers >= layers, self._time_left
             )
         if not in_time:
             self.fail(TooLate("a donor's KV did not come in time: it is computed"))

@@ -74,7 +74,7 @@ class KVPool:
         self.values: list[Tensor] = list(self.all_values.view(by_layer).unbind())
         # Called with a number of pages when too few are free; may free some.
         self.reclaim: Callable[[int], None] | None = None
-        self.arrivals: list[Arrival] = []  # that are not over
+        self.arrivals: list[Arrival] = []  # each holds a reference on its pages
         self._references = np.zeros(self.n_pages, dtype=np.int32)
 
     @property
@@ -135,8 +135,7 @@ class KVPool:
         wanted = self.pages_for(n_slots)
         if wanted == 0:
             return np.empty(0, dtype=np.int64)
-        if self.free_pages < wanted and self.reclaim is not None:
-            self.reclaim(wanted)
+        self._make_room(wanted)
         starts, lengths = self._free_runs()
         if lengths.sum() < wanted:
             raise PoolExhausted(n_slots, int(lengths.sum()) * self.page_size, self.n_slots)
@@ -150,6 +149,24 @@ class KVPool:
             pages = np.concatenate(runs)[:wanted]
         self._references[pages] = 1
         return pages
+
+    def _make_room(self, wanted: int) -> None:
+        """Have `wanted` pages free, if that is possible."""
+        while self.free_pages < wanted:
+            self.settle()
+            if self.reclaim is not None:
+                self.reclaim(wanted)
+            if self.free_pages >= wanted or not self.arrivals:
+                return
+            if not self.arrivals[0].wait_until_over():  # its pages may be had then
+                return
+
+    def settle(self) -> None:
+        """Let go of the arrivals that are over."""
+        over = [one for one in self.arrivals if one.settle()]
+        for arrival in over:
+            self.arrivals.remove(arrival)
+            self.release(arrival.pages)
 
     def share(self, pages: Pages) -> None:
         """Add a reference to each of `pages`, all of which must be in use."""
