@@ -1,0 +1,139 @@
+"""What this process knows of the donors in a server: where they lie, and since which revision."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+from semshare.errors import BlobCorrupt, TierUnavailable
+from semshare.kv.tiers.counting import Counts
+from semshare.kv.tiers.record_codec import decode_record
+from semshare.kv.tiers.redis_bounds import within
+from semshare.kv.tiers.redis_keys import Location, namespace_digest
+from semshare.kv.tiers.redis_ledger import Entry, Ledger
+from semshare.kv.tiers.redis_values import Values
+from semshare.kv.tiers.tier import DonorRecord
+
+log = logging.getLogger(__name__)
+
+
+class Known:
+    """Donors by name, kept up to date by who puts, lists or is told. Thread-safe.
+
+    Readers go by it, so that a known donor is read without asking the ledger, which may be on
+    another node, or on one that is lost.
+
+    Args:
+        ledger, values: of the tier.
+        seconds: bound of each of the round trips that `fetch` and `drop` are made of.
+
+    """
+
+    def __init__(self, ledger: Ledger, values: Values, counts: Counts, *, seconds: float) -> None:
+        self._ledger = ledger
+        self._values = values
+        self._counts = counts
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        self._committing = threading.RLock()
+
+    def committing(self) -> AbstractContextManager[object]:
+        """Held while a donor is entered in the ledger and learned: nobody tells us of our own."""
+        return self._committing
+
+    def where(self, donor: str) -> Location | None:
+        """Where it lies, as far as is known here."""
+        with self._lock:
+            entry = self._entries.get(donor)
+        return entry.where if entry is not None else None
+
+    def revisions(self) -> dict[str, int]:
+        """Of all donors that are known."""
+        with self._lock:
+            return {donor: entry.revision for donor, entry in self._entries.items()}
+
+    def learn(self, donor: str, entry: Entry) -> bool:
+        """Remember it; False where this revision, or a later one, is known."""
+        with self._lock:
+            before = self._entries.get(donor)
+            # Another generation with a lower revision is of a ledger that has begun again.
+            if (
+                before is not None
+                and before.where == entry.where
+                and before.revision >= entry.revision
+            ):
+                return False
+            self._entries[donor] = entry
+            return True
+
+    def forget(self, donor: str, *, up_to: int | None = None) -> bool:
+        """Remember it no longer; False where it is not known, or known by a later revision."""
+        with self._lock:
+            before = self._entries.get(donor)
+            if before is None or (up_to is not None and before.revision > up_to):
+                return False
+            del self._entries[donor]
+            return True
+
+    def find(self, donor: str) -> Location | None:
+        """Where it lies; the ledger is asked where that is not known here."""
+        known = self.where(donor)
+        if known is not None:
+            return known
+        entry = self._ledger.entries([donor])[0]
+        if entry is None:
+            return None
+        self.learn(donor, entry)
+        return entry.where
+
+    def fetch(self, wanted: dict[str, Entry]) -> Iterator[tuple[str, DonorRecord | None]]:
+        """Records of those whose nodes answer; None where one is broken or gone, and is dropped."""
+        with within(self._seconds):
+            batches = self._values.batches((donor, one.where) for donor, one in wanted.items())
+        for batch in batches:
+            try:
+                with within(self._seconds):
+                    found = self._values.records(batch)
+                records = [
+                    self._record(donor, where, value)
+                    for (donor, where), value in zip(batch, found, strict=True)
+                ]
+            except TierUnavailable:
+                self._counts.add("errors")
+                continue
+            yield from zip((donor for donor, _ in batch), records, strict=True)
+
+    def drop(self, donor: str, where: Location | None) -> bool:
+        """Take a donor out of the server, only this generation of it if one is given."""
+        with within(self._seconds):
+            gone = self._ledger.retire(donor, where)
+            self.forget(donor)
+            if gone is None:
+                return False
+            self._values.delete(donor, gone)
+            self._ledger.free([gone])
+        return True
+
+    def _record(self, donor: str, where: Location, value: bytes | None) -> DonorRecord | None:
+        if value is None:
+            # Expired, evicted by the server, or on a node that was restarted empty.
+            if self.drop(donor, where):
+                self._counts.add("lost")
+            return None
+        try:
+            record = decode_record(value)
+            if (
+                record.id != donor
+                or namespace_digest(record.namespace) != where.namespace
+                or record.group_bytes != where.group_bytes
+            ):
+                raise BlobCorrupt("it is another donor's")
+        except BlobCorrupt as problem:
+            log.warning("the record of %s in the server is dropped: %s", donor, problem)
+            self._counts.add("quarantined")
+            self.drop(donor, where)
+            return None
+        return record
