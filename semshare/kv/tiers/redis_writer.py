@@ -65,8 +65,8 @@ class Writer:
         )
         over = time.monotonic() + self._timeouts.lease  # before the server's clock starts
         value = encode_record(record)
-        self._reserve(record.id, where, record.n_bytes + encoded_bound(record, value))
         try:
+            self._reserve(record.id, where, record.n_bytes + encoded_bound(record, value))
             self._values.write(record.id, where, blobs, lambda: over - time.monotonic())
             self._enter(record, where, value)
         except (TierUnavailable, TimeoutError):
@@ -140,17 +140,27 @@ class Writer:
                 )
             self._known.learn(record.id, Entry(revision, where))
         if old is not None:
-            self._values.delete(record.id, old)
-            self._ledger.free([old])
+            self._delete(record.id, old)
 
     def _abandon(self, donor: str, where: Location) -> None:
-        """Delete what a put that failed has written; its lease ends by itself if that fails too."""
+        """Undo a put that failed; the server may have done what it gave no answer to."""
+        try:
+            with within(self._timeouts.command):
+                self._ledger.retire(donor, where)
+                self._known.forget(donor)
+        except (TierUnavailable, TimeoutError):
+            log.info("what was written of %s goes when its lease ends", donor)
+        else:
+            self._delete(donor, where)
+
+    def _delete(self, donor: str, where: Location) -> None:
+        """Delete values that are out of the ledger; who needs room does it where this fails."""
         try:
             with within(self._timeouts.command):
                 self._values.delete(donor, where)
                 self._ledger.free([where])
         except (TierUnavailable, TimeoutError):
-            log.info("what was written of %s goes when its lease ends", donor)
+            log.info("old values of %s stay until room is needed", donor)
 
 
 def _milliseconds(at: float) -> str:
