@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _COUNTS = (
     "puts", "reads", "removes", "bytes_written", "bytes_read", "evictions", "quarantined", "lost",
-    "errors", "events", "listings", "swept",
+    "orphans", "rebuilt", "errors", "events", "listings",
 )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ class RedisTier:
             timeouts=timeouts,
         )
         self._lock = threading.Lock()
-        self._readers: list[EventReader] = []
+        self._reader: EventReader | None = None
         self._listed = False
 
     @property
@@ -148,7 +148,18 @@ class RedisTier:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What this process has done and met, since it began."""
+        """What this process has done and met, since it began.
+
+        puts, reads, removes: calls that succeeded. bytes_written, bytes_read: of blobs.
+        evictions:   donors that went to make room for one of this process's.
+        quarantined: donors dropped because something of them was not what was written.
+        lost:        donors dropped because values were missing: expired, or gone with a node.
+        orphans:     values deleted that belonged to no donor of the ledger.
+        rebuilt:     ledgers begun anew, the first one included.
+        errors:      calls that ended with `TierUnavailable`, and failures while telling watchers.
+        events:      changes of other processes that were read.
+        listings:    times that all donors were asked for.
+        """
         return self._counts.read()
 
     def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> None:
@@ -160,9 +171,9 @@ class RedisTier:
                 f"{record.group_bytes}: make the record of these blobs"
             )
         with self._bounded(self._timeouts.write):
-            written = self._writer.put(record, blobs)
+            self._writer.put(record, blobs)
         self._counts.add("puts")
-        self._counts.add("bytes_written", written)
+        self._counts.add("bytes_written", record.n_bytes)
 
     def read(self, donor: str, group: int, ranges: Sequence[ByteRange]) -> list[Buffer]:
         """Parts of one blob, as `Tier.read`. None is ever short: such a donor is dropped."""
@@ -213,15 +224,17 @@ class RedisTier:
             entries = self._ledger.all_entries()
         with self._lock:
             self._listed = True
+            reader = self._reader
         missing = dict(entries)
         for donor, record in self._known.fetch(entries):
             entry = missing.pop(donor)
             if record is not None:
-                self._known.learn(donor, entry)
+                if reader is None:
+                    self._known.tell(donor, entry)
                 yield record
-        with self._lock:
-            readers = list(self._readers)
-        for reader in readers:
+            elif reader is not None:
+                reader.gone(donor)
+        if reader is not None:
             reader.ask_again(missing)
 
     def watch(self, watcher: Watcher) -> None:
@@ -230,21 +243,22 @@ class RedisTier:
         What came since `records` is told as well; all that is there where `records` was not asked
         and the server does not answer now.
         """
-        reader = self._events_module.EventReader(
-            self._servers,
-            self._keys,
-            self._ledger,
-            self._known,
-            watcher,
-            process=self._process,
-            counts=self._counts,
-            seconds=self._timeouts.command,
-            list_s=self._timeouts.listing,
-        )
         with self._lock:
-            listed = self._listed
-            self._readers.append(reader)
-        reader.start(from_now_on=not listed)
+            if self._reader is not None:
+                self._reader.add(watcher)
+                return
+            self._reader = self._events_module.EventReader(
+                self._servers,
+                self._keys,
+                self._ledger,
+                self._known,
+                process=self._process,
+                counts=self._counts,
+                seconds=self._timeouts.command,
+                list_s=self._timeouts.listing,
+            )
+            self._reader.add(watcher)
+            self._reader.start(from_now_on=not self._listed)
 
     def on_evicted(self, tell: Callable[[str], None]) -> None:
         """Call `tell` with each donor that this process makes go for want of room."""
@@ -253,13 +267,13 @@ class RedisTier:
     def close(self) -> None:
         """End the threads and close all connections. Nothing in the server changes."""
         with self._lock:
-            readers, self._readers = self._readers, []
-        for reader in readers:
+            reader = self._reader
+        if reader is not None:
             reader.stop(0)
         self._servers.close()  # wakes who waits
-        for reader in readers:
+        if reader is not None:
             reader.stop(self._timeouts.command + 1.0)
-        self._servers.close()  # what was opened again meanwhile
+            self._servers.close()  # what was opened again meanwhile
 
     @contextmanager
     def _bounded(self, seconds: float) -> Iterator[None]:

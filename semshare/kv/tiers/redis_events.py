@@ -42,7 +42,6 @@ class EventReader:
     Args:
         servers, keys, ledger: where donors are.
         known: what the tier knows, which this keeps up to date.
-        watcher: who is told.
         process: whose own events are not told.
         seconds: bound of each look at the server, waiting for events aside.
         list_s: bound of listing all donors.
@@ -55,7 +54,6 @@ class EventReader:
         keys: Keys,
         ledger: Ledger,
         known: Known,
-        watcher: Watcher,
         *,
         process: str,
         counts: Counts,
@@ -66,7 +64,7 @@ class EventReader:
         self._keys = keys
         self._ledger = ledger
         self._known = known
-        self._watcher = watcher
+        self._watchers: tuple[Watcher, ...] = ()
         self._process = process
         self._counts = counts
         self._seconds = seconds
@@ -78,12 +76,16 @@ class EventReader:
         self._pending: dict[str, Entry] = {}  # on a node that did not answer
         self._thread = threading.Thread(target=self._run, name="semshare-redis-events", daemon=True)
 
+    def add(self, watcher: Watcher) -> None:
+        """Tell this one, too, from now on."""
+        self._watchers += (watcher,)
+
     def start(self, *, from_now_on: bool) -> None:
         """Begin. With `from_now_on` donors that are there are not told, if the server answers."""
         if from_now_on:
             try:
                 for donor, entry in self._catch_up().items():
-                    self._known.learn(donor, entry)
+                    self._known.tell(donor, entry)
             except TierUnavailable:
                 self._mark = None  # all of them are told as soon as it does
         self._thread.start()
@@ -201,19 +203,28 @@ class EventReader:
         missing = dict(wanted)
         for donor, record in self._known.fetch(wanted):
             entry = missing.pop(donor)
+            if record is None:
+                self.gone(donor)
+                continue
             with self._known.committing():  # it may be one of our own, entered just now
-                new = record is not None and self._known.learn(donor, entry)
-            if record is not None and new:
-                self._watcher.appeared(record)
+                new = self._known.tell(donor, entry)
+            if new:
+                for watcher in self._watchers:
+                    watcher.appeared(record)
         self.ask_again(missing)
+
+    def gone(self, donor: str) -> None:
+        """Tell that a donor is there no longer."""
+        for watcher in self._watchers:
+            watcher.vanished(donor)
 
     def _vanished(self, donor: str, revision: int) -> None:
         with self._lock:
             self._pending.pop(donor, None)
         with self._known.committing():
-            was_known = self._known.forget(donor, up_to=revision)
-        if was_known:
-            self._watcher.vanished(donor)
+            was_told = self._known.forget(donor, up_to=revision)
+        if was_told:
+            self.gone(donor)
 
 
 def _events(found: Any) -> list[_Event]:

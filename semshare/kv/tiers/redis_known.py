@@ -38,6 +38,7 @@ class Known:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
+        self._told: dict[str, int] = {}  # revisions, of fewer donors than the above
         self._committing = threading.RLock()
 
     def committing(self) -> AbstractContextManager[object]:
@@ -51,32 +52,41 @@ class Known:
         return entry.where if entry is not None else None
 
     def revisions(self) -> dict[str, int]:
-        """Of all donors that are known."""
+        """Of all donors that have been told of."""
         with self._lock:
-            return {donor: entry.revision for donor, entry in self._entries.items()}
+            return dict(self._told)
 
-    def learn(self, donor: str, entry: Entry) -> bool:
-        """Remember it; False where this revision, or a later one, is known."""
+    def learn(self, donor: str, entry: Entry) -> None:
+        """Remember where it lies."""
         with self._lock:
-            before = self._entries.get(donor)
+            self._entries[donor] = entry
+
+    def tell(self, donor: str, entry: Entry) -> bool:
+        """Remember that those above know of it; False where they know this revision, or a later.
+
+        They know what they put, what they were told, and what they listed before they watched.
+        """
+        with self._lock:
+            told, before = self._told.get(donor), self._entries.get(donor)
             # Another generation with a lower revision is of a ledger that has begun again.
             if (
-                before is not None
+                told is not None
+                and told >= entry.revision
+                and before is not None
                 and before.where == entry.where
-                and before.revision >= entry.revision
             ):
                 return False
-            self._entries[donor] = entry
+            self._entries[donor], self._told[donor] = entry, entry.revision
             return True
 
     def forget(self, donor: str, *, up_to: int | None = None) -> bool:
-        """Remember it no longer; False where it is not known, or known by a later revision."""
+        """Remember it no longer; False where nobody was told of it, or of a later revision."""
         with self._lock:
-            before = self._entries.get(donor)
-            if before is None or (up_to is not None and before.revision > up_to):
+            told = self._told.get(donor, 0)
+            if up_to is not None and told > up_to:
                 return False
-            del self._entries[donor]
-            return True
+            self._entries.pop(donor, None)
+            return self._told.pop(donor, None) is not None
 
     def find(self, donor: str) -> Location | None:
         """Where it lies; the ledger is asked where that is not known here."""

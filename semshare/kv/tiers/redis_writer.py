@@ -55,8 +55,8 @@ class Writer:
         """Call `tell` with each donor that goes to make room for one of ours."""
         self._tell_evicted += (tell,)
 
-    def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> int:
-        """Keep a donor, or replace it: bytes written."""
+    def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> None:
+        """Keep a donor, or replace it."""
         where = Location(
             generation=secrets.token_hex(8),
             namespace=namespace_digest(record.namespace),
@@ -72,7 +72,6 @@ class Writer:
         except (TierUnavailable, TimeoutError):
             self._abandon(record.id, where)
             raise
-        return record.n_bytes + len(value)
 
     def update(self, record: DonorRecord, where: Location) -> bool:
         """Replace a donor's record; False where values of the donor are missing."""
@@ -90,7 +89,7 @@ class Writer:
                 record.id, where, pinned=record.pinned, expires_at=record.expires_at
             )
             if revision:
-                self._known.learn(record.id, Entry(revision, where))
+                self._known.tell(record.id, Entry(revision, where))
         return True
 
     def _reserve(self, donor: str, where: Location, wanted: int) -> None:
@@ -118,7 +117,8 @@ class Writer:
                 )
             if answer.state == "new":
                 # Values of a ledger that was lost lie where nobody counts them.
-                self._counts.add("swept", self._values.sweep(self._ledger.generations))
+                self._counts.add("orphans", self._values.sweep(self._ledger.generations))
+                self._counts.add("rebuilt")
                 self._ledger.open()
 
     def _enter(self, record: DonorRecord, where: Location, value: bytes) -> None:
@@ -138,7 +138,7 @@ class Writer:
                     f"{record.id} took longer to write than its room was reserved for, or the "
                     "server lost what it knew: try again later"
                 )
-            self._known.learn(record.id, Entry(revision, where))
+            self._known.tell(record.id, Entry(revision, where))
         if old is not None:
             self._delete(record.id, old)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ class Proxy:
 
     Args:
         port: of the server.
+        tls: what the proxy shows to who connects; plain TCP if None.
 
     delay_s:  what each piece of an answer waits.
     piece:    bytes of an answer that are passed on at a time.
@@ -22,7 +24,8 @@ class Proxy:
     silent:   nothing is passed on in either direction, and no connection is closed.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._target = port
         self.port = 0
         self.delay_s = 0.0
@@ -60,7 +63,7 @@ class Proxy:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
-from redis_fixtures import MakeRedis
+import trustme
+from proxy import Proxy
+from redis_fixtures import QUICK, MakeRedis
 from redis_servers import RedisServer
 from tier_conformance import (
     SLACK,
@@ -22,7 +26,7 @@ from tier_conformance import (
     whole,
 )
 
-from semshare.errors import InvalidRequest, ModelNotAvailable, NotStored, TierFull
+from semshare.errors import InvalidRequest, ModelNotAvailable, NotStored, TierFull, TierUnavailable
 from semshare.kv import tiers
 from semshare.kv.tiers.redis import RedisTier
 from semshare.kv.tiers.tier import ByteRange
@@ -223,6 +227,49 @@ def test_a_password_and_a_database_come_from_the_url(
     wrong = open_tier(own_server.url)
     with pytest.raises(Exception, match=r"127\.0\.0\.1"):
         list(wrong.records())
+
+
+def test_tls_is_spoken_and_its_certificate_checked(
+    redis_server: RedisServer, open_tier: MakeRedis, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    blobs = blobs_of(0, 300_000)
+    with Proxy(redis_server.port, context).running() as proxy:
+        trusted = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={tmp_path}/ca.pem"
+        tier = open_tier(trusted, chunk_bytes=1 << 20)
+        tier.put(record_of("a", blobs), blobs)
+        assert whole(tier, "a", 0, 300_000) == blobs[0]
+        proxy.delay_s, proxy.piece = 0.1, 1000
+        start = time.monotonic()
+        with pytest.raises(TierUnavailable):
+            whole(tier, "a", 0, 300_000)
+        assert time.monotonic() - start < QUICK.read + 1.5
+        proxy.delay_s = 0.0
+        stranger = open_tier(f"rediss://127.0.0.1:{proxy.port}")
+        with pytest.raises(TierUnavailable, match="certificate"):
+            list(stranger.records())
+
+
+def test_a_cluster_whose_slots_have_moved_is_learned_anew(
+    redis_cluster: str, open_tier: MakeRedis
+) -> None:
+    tier = open_tier(redis_cluster)
+    blobs = blobs_of(0, 10_000)
+    donors = [f"donor-{number}" for number in range(6)]
+    tier.put(record_of(donors[0], blobs), blobs)
+    for donor in donors:
+        # What the tier believes is wrong for every slot: it is told so, and asks.
+        owners = tier._servers._owners
+        addresses = [address for _, address in owners]
+        turned = addresses[1:] + addresses[:1]
+        tier._servers._owners = [(end, to) for (end, _), to in zip(owners, turned, strict=True)]
+        tier.put(record_of(donor, blobs), blobs)
+        assert whole(tier, donor, 0, 10_000) == blobs[0]
+    assert names(tier) == set(donors)
+    assert tier.counts["errors"] == 0
 
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

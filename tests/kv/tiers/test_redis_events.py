@@ -84,6 +84,21 @@ def test_only_what_comes_from_now_on_is_told(url: str, open_tier: MakeRedis) -> 
     assert set(told_three.there) == {"between", "after"}
 
 
+def test_reading_and_listing_take_nothing_from_what_is_told(url: str, open_tier: MakeRedis) -> None:
+    one, two = open_tier(url), open_tier(url)
+    told, also = Told(), Told()
+    two.watch(told)
+    two.watch(also)
+    blobs = blobs_of(0, 100)
+    for number in range(20):
+        donor = f"donor-{number}"
+        one.put(record_of(donor, blobs), blobs)
+        assert whole(two, donor, 0, 100) == blobs[0]
+        assert donor in names(two)
+    for watcher in (told, also):
+        watcher.wait_for(lambda watcher=watcher: len(watcher.there) == 20)
+
+
 def test_events_that_were_trimmed_are_made_up_for(
     own_server: RedisServer, open_tier: MakeRedis
 ) -> None:

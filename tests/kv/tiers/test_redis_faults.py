@@ -204,7 +204,7 @@ def test_a_ledger_that_was_lost_leaves_no_values_that_nobody_counts(
     client.delete(*[key for key in client.keys("*") if key.count(b".") == 0])
     assert list(tier.records()) == []
     tier.put(record_of("d", blobs), blobs)
-    assert tier.counts["swept"] == 3 * (13 + 1)
+    assert tier.counts["orphans"] == 3 * (13 + 1)
     assert len(own_server.chunks()) == 13
     assert names(tier) == {"d"}
 
@@ -287,7 +287,7 @@ def test_a_lost_node_costs_its_own_donors_only(tmp_path: Path, open_tier: MakeRe
         until_it_works(put_all)
         assert readable() == donors == names(tier)
         assert tier.used_bytes < len(donors) * 21_000
-        assert tier.counts["swept"] > 0
+        assert tier.counts["orphans"] > 0
         assert sum(len(server.chunks()) for server in servers) == len(donors) * 5
     finally:
         for server in servers:
