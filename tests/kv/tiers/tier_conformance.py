@@ -68,7 +68,12 @@ def names(tier: Tier) -> set[str]:
 
 
 class TierConformance:
-    """Subclasses have a fixture `make_tier` that builds an empty tier of a budget in bytes."""
+    """Subclasses have a fixture `make_tier` that builds an empty tier with room for so many bytes.
+
+    unit: bytes of a blob where room matters; a tier that needs room of its own may take more.
+    """
+
+    unit = 100_000
 
     def test_what_is_put_is_read_in_any_ranges(self, make_tier: MakeTier) -> None:
         tier = make_tier(1 << 20)
@@ -122,9 +127,10 @@ class TierConformance:
         assert names(tier) == {"donor-1"}
 
     def test_a_donor_put_again_is_replaced(self, make_tier: MakeTier) -> None:
-        tier = make_tier(SLACK + 5000)
-        for seed, sizes in enumerate([(2000, 10), (1500,), (3000, 500)]):
-            blobs = blobs_of(seed, *sizes)
+        # At last old and new don't fit beside each other.
+        tier = make_tier(4 * self.unit + SLACK)
+        for seed, sizes in enumerate([(2, 1), (1,), (3, 0.5)]):
+            blobs = blobs_of(seed, *(int(size * self.unit) for size in sizes))
             record = record_of("donor-1", blobs, coding="int8" if seed else "full")
             tier.put(record, blobs)
             assert [whole(tier, "donor-1", g, len(b)) for g, b in enumerate(blobs)] == blobs
@@ -169,10 +175,10 @@ class TierConformance:
         assert whole(tier, "donor-1", 0, 3000) == blobs[0]
 
     def test_room_is_made_and_told_and_pinned_donors_stay(self, make_tier: MakeTier) -> None:
-        tier = make_tier(10 * 100_000 + SLACK)
+        tier = make_tier(10 * self.unit + SLACK)
         told: list[str] = []
         tier.on_evicted(told.append)
-        blobs = blobs_of(7, 100_000)
+        blobs = blobs_of(7, self.unit)
         for number in range(30):
             tier.put(record_of(f"donor-{number}", blobs, pinned=number in (0, 1)), blobs)
             assert tier.used_bytes <= tier.budget_bytes
@@ -182,20 +188,20 @@ class TierConformance:
         assert sorted(told) == sorted({f"donor-{number}" for number in range(30)} - there)
         for donor in told:
             with pytest.raises(NotStored):
-                whole(tier, donor, 0, 100_000)
+                whole(tier, donor, 0, self.unit)
 
     def test_what_fits_beside_no_pinned_donor_changes_nothing(self, make_tier: MakeTier) -> None:
-        tier = make_tier(4 * 100_000 + SLACK)
+        tier = make_tier(4 * self.unit + SLACK)
         told: list[str] = []
         tier.on_evicted(told.append)
-        blobs = blobs_of(8, 100_000)
+        blobs = blobs_of(8, self.unit)
         for number in range(3):
             tier.put(record_of(f"donor-{number}", blobs, pinned=number < 2), blobs)
         used = tier.used_bytes
-        large = blobs_of(9, 300_000)
+        large = blobs_of(9, 3 * self.unit)
         with pytest.raises(TierFull, match="donor-large"):
             tier.put(record_of("donor-large", large), large)
-        huge = blobs_of(9, 1_000_000)
+        huge = blobs_of(9, 10 * self.unit)
         with pytest.raises(TierFull):
             tier.put(record_of("donor-huge", huge), huge)
         assert (names(tier), told) == ({"donor-0", "donor-1", "donor-2"}, [])
@@ -206,8 +212,8 @@ class TierConformance:
         assert {"donor-1", "donor-large"} <= names(tier)
 
     def test_pinning_by_update_keeps_a_donor(self, make_tier: MakeTier) -> None:
-        tier = make_tier(3 * 100_000 + SLACK)
-        blobs = blobs_of(10, 100_000)
+        tier = make_tier(3 * self.unit + SLACK)
+        blobs = blobs_of(10, self.unit)
         tier.put(record_of("donor-kept", blobs), blobs)
         tier.update(record_of("donor-kept", blobs, pinned=True))
         for number in range(6):
@@ -217,8 +223,8 @@ class TierConformance:
     def test_threads_at_once_never_exceed_the_budget_nor_mix_bytes(
         self, make_tier: MakeTier
     ) -> None:
-        tier = make_tier(8 * 50_000 + SLACK)
-        blobs = {number: blobs_of(number, 50_000) for number in range(12)}
+        tier = make_tier(8 * self.unit + SLACK)
+        blobs = {number: blobs_of(number, self.unit) for number in range(12)}
         over = threading.Event()
 
         def work(seed: int) -> int:
@@ -227,7 +233,7 @@ class TierConformance:
             for number in rng.integers(0, 12, 25).tolist():
                 donor = f"donor-{number}"
                 try:
-                    assert whole(tier, donor, 0, 50_000) == blobs[number][0]
+                    assert whole(tier, donor, 0, self.unit) == blobs[number][0]
                     hits += 1
                 except NotStored:
                     tier.put(record_of(donor, blobs[number]), blobs[number])
