@@ -265,7 +265,7 @@ class RedisTier:
         self._writer.on_evicted(tell)
 
     def close(self) -> None:
-        """End the threads and close all connections. Nothing in the server changes."""
+        """End the thread and close all connections. Nothing in the server changes."""
         with self._lock:
             reader = self._reader
         if reader is not None:

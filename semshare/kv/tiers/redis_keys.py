@@ -14,6 +14,7 @@ from typing import Self
 from urllib.parse import quote, unquote
 
 PREFIX = "semshare:1"
+_MOST_CHUNKS = 1 << 20  # of a donor, so that no entry makes anybody list keys without end
 _DIGEST_BYTES = 20  # finding two namespaces with one digest takes 2⁸⁰ tries
 
 
@@ -52,9 +53,10 @@ class Location:
         """What `encode` made this of. Raises `ValueError` where it is something else."""
         generation, namespace, chunk_bytes, sizes = text.split(" ")
         groups = tuple(int(size) for size in sizes.split(",") if size)
-        if int(chunk_bytes) < 1 or min(groups, default=0) < 0:
-            raise ValueError(f"{text!r} has a negative size, or chunks of no bytes")
-        return cls(generation, namespace, int(chunk_bytes), groups)
+        size = int(chunk_bytes)
+        if size < 1 or min(groups, default=0) < 0 or sum(groups) > _MOST_CHUNKS * size:
+            raise ValueError(f"{text!r} has a negative size, or chunks of no bytes, or too many")
+        return cls(generation, namespace, size, groups)
 
     def n_chunks(self, group: int) -> int:
         """Values that a group's blob is cut into."""

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from semshare.errors import TierUnavailable
 from semshare.kv.tiers import redis_scripts
-from semshare.kv.tiers.redis_keys import Keys, Location, escaped, unescaped
+from semshare.kv.tiers.redis_keys import PREFIX, Keys, Location, escaped, unescaped
 from semshare.kv.tiers.redis_link import Servers
 
 _PAGE = 1000  # entries of a hash a round trip
@@ -77,7 +78,7 @@ class Ledger:
         return Reservation(
             state=state.decode(),
             most=int(most),
-            doomed=[(_donor(who), Location.decode(place.decode())) for who, place in pairs],
+            doomed=[(_donor(who), _place(place)) for who, place in pairs],
             evicted=[_donor(who) for who in evicted],
         )
 
@@ -95,7 +96,7 @@ class Ledger:
             _microseconds(expires_at),
             where.encode(),
         )
-        return int(revision), Location.decode(old.decode()) if old else None
+        return int(revision), _place(old) if old else None
 
     def update(self, donor: str, where: Location, *, pinned: bool, expires_at: float) -> int:
         """Enter what has changed of a donor: its revision, or 0 where it was replaced or went."""
@@ -114,7 +115,7 @@ class Ledger:
         found = self._do(
             redis_scripts.RETIRE, escaped(donor), where.generation if where is not None else ""
         )
-        return Location.decode(found.decode()) if found else None
+        return _place(found) if found else None
 
     def free(self, places: Iterable[Location]) -> None:
         """Values have been deleted: their bytes count no longer."""
@@ -182,6 +183,16 @@ def _entry(value: bytes | None) -> Entry | None:
         return Entry(int(revision), Location.decode(where))
     except ValueError:
         return None
+
+
+def _place(value: bytes) -> Location:
+    try:
+        return Location.decode(value.decode())
+    except ValueError as problem:
+        raise TierUnavailable(
+            "the ledger in the server has been changed by something else than this tier: delete "
+            f"the keys that begin with {PREFIX}:"
+        ) from problem
 
 
 def _donor(name: bytes) -> str:

@@ -74,6 +74,7 @@ class Servers:
         self._starts: list[int] = []  # first slots, in order, of the cluster's ranges …
         self._owners: list[tuple[int, Address]] = []  # … and the last of each, with its node
         self._refresh = threading.Lock()
+        self._closed = False
 
     def run(self, key: str, work: Callable[[Client], Result]) -> Result:
         """What `work` does with the node that has `key`.
@@ -102,6 +103,8 @@ class Servers:
 
     def ask(self, server: Server, work: Callable[[Client], Result]) -> Result:
         """What `work` does with one node; its errors as `run` has them, and `MovedError`."""
+        if self._closed:
+            raise TierUnavailable(f"the tier over {server.address} was closed: make a new one")
         wait_s = server.breaker.seconds_to_wait()
         if wait_s:
             raise TierUnavailable(
@@ -164,7 +167,8 @@ class Servers:
         return [self._server(address) for address in sorted(addresses)]
 
     def close(self) -> None:
-        """Close all connections, also those that threads are waiting on."""
+        """Close all connections, also those that threads are waiting on, and open no more."""
+        self._closed = True
         with self._lock:
             servers = list(self._servers.values())
         for server in servers:

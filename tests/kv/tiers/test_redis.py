@@ -229,6 +229,31 @@ def test_a_password_and_a_database_come_from_the_url(
         list(wrong.records())
 
 
+def test_a_closed_tier_opens_no_connection(url: str, open_tier: MakeRedis) -> None:
+    tier = open_tier(url)
+    assert tier.used_bytes == 0
+    tier.close()
+    with pytest.raises(TierUnavailable, match="closed"):
+        list(tier.records())
+
+
+def test_a_ledger_that_others_have_written_to_breaks_nothing(
+    redis_server: RedisServer, open_tier: MakeRedis
+) -> None:
+    tier = open_tier(redis_server.url, fingerprint="written to")
+    blobs = blobs_of(0, 100)
+    tier.put(record_of("a", blobs), blobs)
+    client = redis_server.client
+    for number, entry in enumerate(["", "nonsense", f"1 0 9 g n 1 {1 << 50}", "\xff"]):
+        client.hset("semshare:1:{written%20to}:donors", f"b{number}", entry)
+    assert names(tier) == {"a"}
+    with pytest.raises(NotStored):
+        whole(tier, "b2", 0, 1)
+    client.hset("semshare:1:{written%20to}:leases", "g", "1 0 d x nonsense")
+    with pytest.raises(TierUnavailable, match="delete the keys"):
+        tier.put(record_of("c", blobs), blobs)
+
+
 def test_tls_is_spoken_and_its_certificate_checked(
     redis_server: RedisServer, open_tier: MakeRedis, tmp_path: Path
 ) -> None:
