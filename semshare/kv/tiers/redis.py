@@ -226,14 +226,14 @@ class RedisTier:
             self._listed = True
             reader = self._reader
         missing = dict(entries)
-        for donor, record in self._known.fetch(entries):
-            entry = missing.pop(donor)
-            if record is not None:
+        for found in self._known.fetch(entries):
+            entry = missing.pop(found.donor)
+            if reader is not None and found.dropped:
+                reader.gone(found.donor)
+            if found.record is not None:
                 if reader is None:
-                    self._known.tell(donor, entry)
-                yield record
-            elif reader is not None:
-                reader.gone(donor)
+                    self._known.tell(found.donor, entry)
+                yield found.record
         if reader is not None:
             reader.ask_again(missing)
 

@@ -93,7 +93,10 @@ class EventReader:
     def ask_again(self, wanted: dict[str, Entry]) -> None:
         """Tell of these as soon as their nodes answer."""
         with self._lock:
-            self._pending.update(wanted)
+            for donor, entry in wanted.items():
+                before = self._pending.get(donor)
+                if before is None or before.revision < entry.revision:
+                    self._pending[donor] = entry
 
     def stop(self, seconds: float) -> None:
         """End the thread, and wait `seconds` for it at most."""
@@ -200,17 +203,21 @@ class EventReader:
     def _tell_of(self, wanted: dict[str, Entry]) -> None:
         if not wanted:
             return
+        with self._lock:
+            for donor in wanted:
+                self._pending.pop(donor, None)  # this is newer
         missing = dict(wanted)
-        for donor, record in self._known.fetch(wanted):
-            entry = missing.pop(donor)
-            if record is None:
-                self.gone(donor)
+        for found in self._known.fetch(wanted):
+            entry = missing.pop(found.donor)
+            if found.dropped:
+                self.gone(found.donor)
+            if found.record is None:
                 continue
             with self._known.committing():  # it may be one of our own, entered just now
-                new = self._known.tell(donor, entry)
+                new = self._known.tell(found.donor, entry)
             if new:
                 for watcher in self._watchers:
-                    watcher.appeared(record)
+                    watcher.appeared(found.record)
         self.ask_again(missing)
 
     def gone(self, donor: str) -> None:

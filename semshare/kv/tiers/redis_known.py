@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from semshare.errors import BlobCorrupt, TierUnavailable
 from semshare.kv.tiers.counting import Counts
@@ -17,6 +18,20 @@ from semshare.kv.tiers.redis_values import Values
 from semshare.kv.tiers.tier import DonorRecord
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came of asking for a record.
+
+    record:  None where it is not there.
+    dropped: the donor has been taken out for it; else it went or was replaced by somebody, who
+             tells of that.
+    """
+
+    donor: str
+    record: DonorRecord | None
+    dropped: bool
 
 
 class Known:
@@ -99,22 +114,25 @@ class Known:
         self.learn(donor, entry)
         return entry.where
 
-    def fetch(self, wanted: dict[str, Entry]) -> Iterator[tuple[str, DonorRecord | None]]:
-        """Records of those whose nodes answer; None where one is broken or gone, and is dropped."""
+    def fetch(self, wanted: dict[str, Entry]) -> Iterator[Fetched]:
+        """Records of those whose nodes answer; what is broken, or has lost values, is dropped."""
         with within(self._seconds):
             batches = self._values.batches((donor, one.where) for donor, one in wanted.items())
-        for batch in batches:
+        silent: set[str] = set()
+        for address, batch in batches:
+            if address in silent:
+                continue
             try:
                 with within(self._seconds):
-                    found = self._values.records(batch)
-                records = [
-                    self._record(donor, where, value)
-                    for (donor, where), value in zip(batch, found, strict=True)
+                    values = self._values.records(batch)
+                found = [
+                    self._fetched(*one, value) for one, value in zip(batch, values, strict=True)
                 ]
             except TierUnavailable:
                 self._counts.add("errors")
+                silent.add(address)
                 continue
-            yield from zip((donor for donor, _ in batch), records, strict=True)
+            yield from found
 
     def drop(self, donor: str, where: Location | None) -> bool:
         """Take a donor out of the server, only this generation of it if one is given."""
@@ -127,12 +145,12 @@ class Known:
             self._ledger.free([gone])
         return True
 
-    def _record(self, donor: str, where: Location, value: bytes | None) -> DonorRecord | None:
+    def _fetched(self, donor: str, where: Location, value: bytes | None) -> Fetched:
         if value is None:
-            # Expired, evicted by the server, or on a node that was restarted empty.
-            if self.drop(donor, where):
-                self._counts.add("lost")
-            return None
+            # Expired, evicted by the server, on a node that was restarted empty; or replaced since.
+            dropped = self.drop(donor, where)
+            self._counts.add("lost", int(dropped))
+            return Fetched(donor, None, dropped)
         try:
             record = decode_record(value)
             if (
@@ -144,6 +162,5 @@ class Known:
         except BlobCorrupt as problem:
             log.warning("the record of %s in the server is dropped: %s", donor, problem)
             self._counts.add("quarantined")
-            self.drop(donor, where)
-            return None
-        return record
+            return Fetched(donor, None, self.drop(donor, where))
+        return Fetched(donor, record, dropped=False)

@@ -109,15 +109,17 @@ class Values:
         found = iter([value for batch in batches for value in self._fetch(batch)])
         return [_joined([next(found) for _ in of_range]) for of_range in pieces]
 
-    def batches(self, wanted: Iterable[tuple[str, Location]]) -> list[list[tuple[str, Location]]]:
-        """The same, in lists for `records`."""
+    def batches(
+        self, wanted: Iterable[tuple[str, Location]]
+    ) -> list[tuple[str, list[tuple[str, Location]]]]:
+        """The same in lists for `records`, each with the address of its node."""
         of_node: dict[str, list[tuple[str, Location]]] = {}
         for donor, where in wanted:
             server = self._servers.server_of(self._keys.record(donor, where))
             of_node.setdefault(server.address, []).append((donor, where))
         return [
-            one[start : start + _RECORDS_A_PIPELINE]
-            for one in of_node.values()
+            (address, one[start : start + _RECORDS_A_PIPELINE])
+            for address, one in of_node.items()
             for start in range(0, len(one), _RECORDS_A_PIPELINE)
         ]
 
