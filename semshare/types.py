@@ -328,7 +328,7 @@ class TierUse:
     """What one tier below the pool holds, in bytes."""
 
     name: str  # `host`, `disk` or `redis`
-    used_bytes: int
+    used_bytes: int | None  # None: a server that does not answer
     budget_bytes: int
 
 

@@ -89,6 +89,9 @@ class Watcher(Protocol):
     def vanished(self, donor: str) -> None:
         """A donor is there no longer."""
 
+    def forgotten(self, donor: str) -> None:
+        """A donor was removed on purpose (`Tier.remove`), so it should be nowhere any more."""
+
 
 class Tier(Protocol):
     """Keeps donors under a byte budget. Thread-safe.
