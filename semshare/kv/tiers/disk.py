@@ -21,7 +21,8 @@ from semshare.kv.tiers.counts import TierCounts
 from semshare.kv.tiers.disk_access import BegunAnew, DiskAccess
 from semshare.kv.tiers.disk_catalog import file_names
 from semshare.kv.tiers.disk_files import FaultPoint
-from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor, record_bytes
+from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor
+from semshare.kv.tiers.disk_rows import record_bytes
 from semshare.kv.tiers.disk_store import DiskStore
 from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
@@ -222,6 +223,7 @@ class DiskTier:
 
     def _read_records(self) -> list[DonorRecord]:
         records = []
+        damaged = False
         with self._access.writing() as store:
             donors = store.catalog.by_generation()
             used_at = store.catalog.used_at()
@@ -232,11 +234,14 @@ class DiskTier:
                     donor.id,
                     donor.group_bytes,
                 ):
+                    damaged = True
                     self._forget_broken(donor, store, "its record is not what was written")
                 elif generation in used_at:
                     records.append(replace(record, used_at=used_at[generation]))
                 else:
                     records.append(record)
+            if damaged:
+                store.index.check()
             self._access.try_to_settle(store)
         return records
 
