@@ -35,7 +35,8 @@ _FORMATS = b"\2\2"  # in SQLite's header, of a database with a write-ahead log
 LOG_BYTES = 128 << 10  # of the write-ahead log, at which it is copied into the database
 FREE_PAGES = 16  # in the database, at which they are given back to the file system
 # Most that the files take beside what `record_bytes` counts: log, free pages, schema, and what one
-# batch of changes adds to the log. Measured at most: a third of it.
+# batch of changes adds to the log. Measured: 0.55 of it, where donors of 20 to 100,000 tokens come
+# and go.
 INDEX_BYTES = 1 << 20
 
 _TABLES = (

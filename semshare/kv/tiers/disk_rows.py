@@ -24,7 +24,8 @@ def record_bytes(record: DonorRecord) -> int:
 
     A history is counted whether there is one or not, so that recording one needs no room.
     """
-    arrays = 4 * (2 * len(record.ids) + len(record.vector))
+    tokens = len(record.ids) + max(len(record.ids), len(record.history))
+    arrays = 4 * (tokens + len(record.vector))
     names = len(record.id) + len(record.namespace) + len(record.embedder)
     return 2 * (arrays + 4 * names + 3 * PAGE_BYTES)
 

@@ -86,8 +86,8 @@ class DiskStore:
                     self.files.set_aside(one.names)
                 else:
                     self.files.remove(one.names)
-            self.catalog.deleted(batch)
             self.index.tidy()
+            self.catalog.deleted(batch)
 
     def write_uses(self) -> None:
         """Write down when donors were used."""

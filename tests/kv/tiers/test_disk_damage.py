@@ -136,7 +136,7 @@ def test_flips_in_the_index_make_no_donor_up(tmp_path: Path, file: str) -> None:
     tier.close()
     chance = random.Random(0)  # noqa: S311
     left = []
-    for number in range(150):
+    for number in range(100):
         copy = tmp_path / f"{number}"
         shutil.copytree(tmp_path / "whole", copy)
         for _ in range(1 + number % 3):

@@ -1,4 +1,4 @@
-"""What a kill or a loss of power leaves behind: whole donors, and nothing else once it is opened."""
+"""What a kill or a loss of power leaves behind: whole donors, and nothing else after opening."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,9 +120,9 @@ class Power:
 
 
 @pytest.fixture
-def power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Power]:
+def power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Power:
     (tmp_path / "spare").mkdir()
-    yield Power(tmp_path / "store", tmp_path / "spare", monkeypatch)
+    return Power(tmp_path / "store", tmp_path / "spare", monkeypatch)
 
 
 def test_bytes_then_names_then_the_row(power: Power) -> None:
