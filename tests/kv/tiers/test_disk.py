@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from disk_cases import (
     blob_files,
     blobs_of,
     folder_of,
+    in_memory,
     is_stored,
     open_copy,
     open_tier,
@@ -31,6 +33,11 @@ from semshare.kv.tiers.tier import ByteRange, Tier
 
 SMALL = 2 * INDEX_BYTES  # room for three donors of `BIG` bytes
 BIG = (150_000, 100_000)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    yield from in_memory()
 
 
 def test_what_is_put_comes_back_also_after_opening_again(tmp_path: Path) -> None:

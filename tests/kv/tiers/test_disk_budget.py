@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from disk_cases import (
     blobs_of,
     bytes_on_disk,
     folder_of,
+    in_memory,
     is_stored,
     open_copy,
     open_tier,
@@ -26,6 +28,11 @@ from semshare.kv.tiers.disk_index import INDEX_BYTES
 
 SMALL = 2 * INDEX_BYTES  # room for three donors of `BIG` bytes
 BIG = (150_000, 100_000)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    yield from in_memory()
 
 
 @pytest.mark.parametrize("policy", ["lru", "s3-fifo"])

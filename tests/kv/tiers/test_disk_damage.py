@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from disk_cases import (
     blob_files,
     blobs_of,
     folder_of,
+    in_memory,
     is_stored,
     open_tier,
     read_all,
@@ -26,6 +28,11 @@ from semshare.kv.tiers.tier import ByteRange
 
 DONORS = ("a", "b", "c")
 FLIPS = 1000
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    yield from in_memory()
 
 
 def fill(root: Path) -> DiskTier:

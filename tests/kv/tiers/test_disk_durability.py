@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from disk_cases import (
     blobs_of,
     bytes_on_disk,
     folder_of,
+    in_memory,
     open_tier,
     read_all,
     record_of,
@@ -29,6 +31,11 @@ from semshare.kv.tiers.disk_index import INDEX_BYTES
 KILLS = 240
 SMALL = 2 * INDEX_BYTES  # room for three donors of `BIG` bytes
 BIG = (150_000, 100_000)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    yield from in_memory()
 
 
 def test_kill_at_every_step_leaves_whole_donors(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -11,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disk_cases import blob_files, blobs_of, bytes_on_disk, open_tier, read_all, record_of, said
+from disk_cases import (
+    blob_files,
+    blobs_of,
+    bytes_on_disk,
+    in_memory,
+    open_tier,
+    read_all,
+    record_of,
+    said,
+)
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -38,7 +46,8 @@ class DiskMachine(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(["lru", "s3-fifo"]))
     def start(self, policy: str) -> None:
         self.policy = policy
-        self.folder = Path(tempfile.mkdtemp())
+        self.folders = in_memory()
+        self.folder = next(self.folders)
         self.roots = count()
         self.versions = count()
         self.stored: dict[str, tuple[DonorRecord, int]] = {}
@@ -125,7 +134,7 @@ class DiskMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         with suppress(AttributeError):  # nothing was begun
             self.tier.close()
-            shutil.rmtree(self.folder)
+            self.folders.close()
 
 
 def test_any_order_of_calls() -> None:
