@@ -11,13 +11,12 @@ from __future__ import annotations
 import logging
 import string
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from semshare.errors import NotStored
-from semshare.kv.tiers.counts import TierCounts
 from semshare.kv.tiers.disk_access import BegunAnew, DiskAccess
 from semshare.kv.tiers.disk_catalog import file_names
 from semshare.kv.tiers.disk_files import FaultPoint
@@ -61,7 +60,7 @@ class DiskTier:
         root: Path,
         fingerprint: str,
         budget_bytes: int,
-        policy: PolicyName = "lru",
+        policy: PolicyName = "s3-fifo",
         *,
         timeout_s: float = 10.0,
         at: FaultPoint = lambda point: None,  # noqa: ARG005 - nothing is broken by default
@@ -99,8 +98,8 @@ class DiskTier:
         return store.used_bytes if store else 0
 
     @property
-    def counts(self) -> TierCounts:
-        """What the tier has done and met since it was made."""
+    def counts(self) -> Mapping[str, int]:
+        """What the tier has done and met since it was made, by the names in `disk_access`."""
         return self._access.counts
 
     def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> None:
@@ -167,6 +166,7 @@ class DiskTier:
         with self._access.writing() as store:
             if store.catalog.forget(donor):
                 store.settle()
+                self._access.count(removes=1)
 
     def quarantine(self, donor: str, reason: str) -> None:
         """See `Tier.quarantine`. Its files are kept aside, as far as quarantine has room."""

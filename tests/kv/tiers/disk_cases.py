@@ -117,7 +117,7 @@ def bytes_on_disk(root: Path) -> int:
 
 
 def open_tier(root: Path, **settings: object) -> DiskTier:
-    return DiskTier(root, FINGERPRINT, **{"budget_bytes": BUDGET, **settings})  # type: ignore[arg-type]
+    return DiskTier(root, FINGERPRINT, **{"budget_bytes": BUDGET, "policy": "lru", **settings})  # type: ignore[arg-type]
 
 
 def put_two(tier: DiskTier, donor: str, version: int = 0, size: int = 5000) -> None:

@@ -124,9 +124,9 @@ def test_counts(tmp_path: Path) -> None:
     put(tier, "a")
     read_all(tier, record_of("a"))
     counts = tier.counts
-    assert (counts.puts, counts.reads) == (1, 2)
-    assert counts.bytes_written == counts.bytes_read == 8000
-    assert counts.errors == counts.quarantined == counts.orphans == counts.reopened == 0
+    assert (counts["puts"], counts["reads"]) == (1, 2)
+    assert counts["bytes_written"] == counts["bytes_read"] == 8000
+    assert counts["errors"] == counts["quarantined"] == counts["orphans"] == counts["reopened"] == 0
     tier.close()
 
 
@@ -165,7 +165,7 @@ def test_reading_while_others_replace_and_remove(tmp_path: Path) -> None:
         thread.join()
     assert not wrong
     assert found
-    assert tier.counts.errors == tier.counts.quarantined == 0
+    assert tier.counts["errors"] == tier.counts["quarantined"] == 0
     tier.close()
 
 

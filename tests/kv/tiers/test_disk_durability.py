@@ -221,7 +221,7 @@ def test_files_of_nobody_are_collected_at_start(tmp_path: Path) -> None:
     (blobs / "b.00000001.0.kv").write_bytes(b"whole, but no row came")
     (blobs / "c.00000002.0.kv.tmp").write_bytes(b"ha")
     tier = open_tier(tmp_path)
-    assert tier.counts.orphans == 2
+    assert tier.counts["orphans"] == 2
     assert len(blob_files(tmp_path)) == 2
     assert [record.id for record in tier.records()] == ["a"]
     tier.close()

@@ -129,7 +129,7 @@ class DiskMachine(RuleBasedStateMachine):
         assert self.tier.used_bytes <= BUDGET
         assert bytes_on_disk(self.root) <= BUDGET
         counts = self.tier.counts
-        assert counts.errors == counts.orphans == counts.rebuilt == counts.reopened == 0
+        assert counts["errors"] == counts["orphans"] == counts["rebuilt"] == counts["reopened"] == 0
 
     def teardown(self) -> None:
         with suppress(AttributeError):  # nothing was begun

@@ -55,7 +55,7 @@ def test_a_full_disk(tmp_path: Path, mount: Mount) -> None:
             assert re.search("No space left.*free space on the disk", str(error))  # noqa: PT017
             break
         stored[f"{number}"] = 0
-    assert tier.counts.errors == 1
+    assert tier.counts["errors"] == 1
     assert len(stored) > 3
     check_stored(tier, stored, size=100_000)
     assert len(blob_files(disk)) == 2 * len(stored)  # nothing half-written stays
@@ -83,8 +83,8 @@ def test_a_disk_of_the_budgets_size_never_fills(tmp_path: Path, mount: Mount) ->
     tier = open_tier(disk, budget_bytes=3 << 20)
     for number in range(60):
         put_two(tier, f"{number % 20}", number, size=[5000, 250_000][number % 2])
-    assert tier.counts.errors == 0
-    assert tier.counts.evictions > 20
+    assert tier.counts["errors"] == 0
+    assert tier.counts["evictions"] > 20
     tier.close()
 
 
@@ -116,7 +116,7 @@ def test_a_disk_that_goes_and_comes_back(tmp_path: Path, mount: Mount) -> None:
             tier.read("a", 0, [ByteRange(0, 10)])
     put_two(tier, "b")
     check_stored(tier, {"b": 0})
-    assert tier.counts.reopened == 1
+    assert tier.counts["reopened"] == 1
     subprocess.run(["umount", "--lazy", disk], check=True)  # noqa: S603, S607
     with pytest.raises(TierUnavailable, match="has gone"):
         put_two(tier, "c")
