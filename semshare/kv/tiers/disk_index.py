@@ -197,7 +197,7 @@ class DiskIndex:
             self._db.execute(
                 f"INSERT INTO donors (generation, {SAID}, used_at, checksum) "  # noqa: S608 - constants
                 f"VALUES ({', '.join('?' * (len(said) + 3))})",
-                (generation, *said, record.used_at, checksum_of(said, arrays)),
+                (generation, *said, float(record.used_at), checksum_of(said, arrays)),
             )
             self._db.execute("INSERT INTO arrays VALUES (?, ?, ?, ?)", (generation, *arrays))
 

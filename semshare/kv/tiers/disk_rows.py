@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,12 @@ def record_bytes(record: DonorRecord) -> int:
 
 
 def said_of(record: DonorRecord) -> list[Any]:
-    """The columns of `SAID`."""
+    """The columns of `SAID`. Raises `ValueError` for a time that SQLite can't keep."""
+    if any(map(math.isnan, (record.created_at, record.used_at, record.expires_at))):
+        raise ValueError(
+            f"donor {record.id} has a time that is no number: created_at {record.created_at}, "
+            f"used_at {record.used_at}, expires_at {record.expires_at}; infinity is one"
+        )
     return [
         record.id,
         record.namespace,

@@ -135,18 +135,16 @@ def test_reading_while_others_replace_and_remove(tmp_path: Path) -> None:
     tier = open_tier(tmp_path, budget_bytes=SMALL)
     sizes = (100_000,)
     whole = {blobs_of("a", version, sizes)[0] for version in range(40)}
-    done = threading.Event()
+    done, seen = threading.Event(), threading.Event()
     wrong: list[bytes] = []
-    found = 0
 
     def look() -> None:
-        nonlocal found
         while not done.is_set():
             try:
                 (read,) = tier.read("a", 0, [ByteRange(0, 100_000)])
             except NotStored:
                 continue
-            found += 1
+            seen.set()
             if read not in whole:
                 wrong.append(bytes(read))
 
@@ -160,11 +158,12 @@ def test_reading_while_others_replace_and_remove(tmp_path: Path) -> None:
         elif version % 3 == 1:
             for other in "bcd":
                 put(tier, other, sizes=BIG)
+    put(tier, "a", 39, sizes=sizes)
+    assert seen.wait(60)
     done.set()
     for thread in threads:
         thread.join()
     assert not wrong
-    assert found
     assert tier.counts["errors"] == tier.counts["quarantined"] == 0
     tier.close()
 
@@ -199,6 +198,9 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     tier = open_tier(tmp_path)
     with pytest.raises(ValueError, match="one blob for each group"):
         tier.put(record_of("a"), [b"short"])
+    with pytest.raises(ValueError, match="used_at nan"):
+        put(tier, "a", used_at=float("nan"))
+    assert tier.records() == blob_files(tmp_path) == []
     tier.close()
     tier.close()
     with pytest.raises(TierUnavailable, match="closed"):

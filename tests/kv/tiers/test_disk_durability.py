@@ -44,7 +44,7 @@ def test_kill_at_every_step_leaves_whole_donors(tmp_path: Path) -> None:
     paths = [str(script.parent), str(Path(__file__).parents[3]), *sys.path]
     done = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, script, tmp_path, str(KILLS)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         check=True,
     )

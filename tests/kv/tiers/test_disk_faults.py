@@ -266,3 +266,33 @@ def test_reading_and_writing_keep_no_files_open(tmp_path: Path) -> None:
         tier.remove(f"{number - 5}")
     assert open_files() <= before + 1  # the log's
     tier.close()
+
+
+STEPS = ["create", "write", "fsync", "rename", "fsync folder", "commit", "committed", "unlink"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_folder_that_vanishes_during_a_put(tmp_path: Path, step: str) -> None:
+    """Told by this call or the next one; the one after that works on a new folder."""
+    on = False
+
+    def at(point: str) -> None:
+        if on and point == step and folder_of(tmp_path).exists():
+            shutil.rmtree(folder_of(tmp_path))
+
+    tier = open_tier(tmp_path, at=at)
+    put_two(tier, "a")
+    on = True
+    with pytest.raises(TierUnavailable):  # noqa: PT012 - which of them is the step's affair
+        put_two(tier, "a", 1)
+        tier.read("a", 0, [ByteRange(0, 1)])
+    on = False
+    with pytest.raises(NotStored):
+        tier.read("a", 0, [ByteRange(0, 1)])
+    put_two(tier, "b", 2)
+    check_stored(tier, {"b": 2})
+    assert tier.counts["reopened"] == 1
+    tier.close()
+    tier = open_tier(tmp_path)
+    check_stored(tier, {"b": 2})
+    tier.close()
