@@ -29,7 +29,9 @@ def in_memory() -> Generator[Path]:
     """
     memory = Path("/dev/shm")  # noqa: S108
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Path(folder)
+        root = Path(folder) / "root"  # so that what is made beside it goes, too
+        root.mkdir()
+        yield root
 
 
 def blobs_of(donor: str, version: int, sizes: Iterable[int] = (5000, 3000)) -> list[bytes]:
