@@ -70,9 +70,7 @@ def matches(
     long = ahead >= n  # otherwise equal hashes, different ids
     long[1:] &= (np.diff(places - at) != 0) | (at[1:] >= (at + ahead)[:-1])  # seen from before it
     at, places, donors, ahead = at[long], places[long], donors[long], ahead[long]
-    behind = _common(
-        run.tokens, target, places - 1, at - 1, -1, places - run.starts[donors]
-    )
+    behind = _common(run.tokens, target, places - 1, at - 1, -1, places - run.starts[donors])
     start, end, places = at - behind, at + ahead, places - behind
     kept = np.flatnonzero(end - start >= least)
     # Those that begin earlier and end later are better wherever one looks from.
@@ -139,9 +137,7 @@ def _common(
         offsets = common[open_, None] + np.arange(size)
         inside: Mask = offsets < limits[open_, None]
         offsets = np.where(inside, offsets, 0) * step
-        same = inside & (
-            tokens[places[open_, None] + offsets] == target[at[open_, None] + offsets]
-        )
+        same = inside & (tokens[places[open_, None] + offsets] == target[at[open_, None] + offsets])
         equal = np.where(same.all(axis=1), size, np.argmin(same, axis=1))
         common[open_] += equal
         open_ = open_[(equal == size) & (common[open_] < limits[open_])]

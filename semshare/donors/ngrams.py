@@ -195,9 +195,7 @@ def _moves(runs: Sequence[NgramRun], kept: Sequence[Mask], starts: Indices) -> l
     return moves
 
 
-def _moved(
-    run: NgramRun, kept: Mask, moves: Indices, number: int, bits: int
-) -> NDArray[np.uint64]:
+def _moved(run: NgramRun, kept: Mask, moves: Indices, number: int, bits: int) -> NDArray[np.uint64]:
     """A run's entries whose first `bits` bits are `number`, at their places in the result."""
     low = int(run.entries.searchsorted(_prefixes(number, number + 1, bits)[0]))
     high = len(run.entries)

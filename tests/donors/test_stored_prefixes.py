@@ -66,9 +66,7 @@ class PrefixMachine(RuleBasedStateMachine):
         self.index.remove(name)
 
     @rule(data=st.data(), prompt=texts, limit=st.integers(0, 16))
-    def match_equals_brute_force(
-        self, data: st.DataObject, prompt: list[int], limit: int
-    ) -> None:
+    def match_equals_brute_force(self, data: st.DataObject, prompt: list[int], limit: int) -> None:
         if self.donors and data.draw(st.booleans()):
             prompt = self.donors[data.draw(st.sampled_from(sorted(self.donors)))] + prompt
         found = self.index.match(ids(prompt), limit)
