@@ -168,7 +168,9 @@ class PromptIndex:
         # Some from everywhere: donors of a time are alike.
         sample = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(np.int64)
         yield from codes.train(self._rows.gather(sample))
-        while len(codes) < len(self._rows):
+        while True:
             codes.append(next(self._rows.parts(len(codes)))[:_ENCODED])
+            if len(codes) == len(self._rows):  # before another donor comes
+                break
             yield
         self._scan, self._next = codes, None

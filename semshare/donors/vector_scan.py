@@ -63,8 +63,9 @@ class FastScan:
         part = max(_PART, -(-dim // _MOST_PARTS))
         parts = -(-dim // part)
         self._padding = parts * part - dim  # zeros, which change no product
-        self._index: Any = faiss.IndexPQFastScan(parts * part, parts, 4, faiss.METRIC_INNER_PRODUCT)
-        self._packer = self._index.get_CodePacker()
+        index: Any = faiss.IndexPQFastScan  # its stubs lack half of it
+        self._index = index(parts * part, parts, 4, faiss.METRIC_INNER_PRODUCT)
+        self._packer: Any = self._index.get_CodePacker()
 
     def __len__(self) -> int:
         return int(self._index.ntotal)

@@ -108,14 +108,18 @@ def test_recall_of_codes_on_near_duplicates() -> None:
     vectors = [unit(i, dim) for i in range(2000)]
     for i, vector in enumerate(vectors):
         index.add(f"d{i}", vector)
+    assert index._scan is not None
     for i in range(0, 2000, 3):
         index.remove(f"d{i}")
+    for i in range(0, 600, 3):  # their codes are written where those of others were
+        index.add(f"d{i}", vectors[i])
     hits = total = 0
     for i, vector in enumerate(vectors):
         changed = vector + 0.3 * unit(10_000 + i, dim)
         (best,) = index.nearest(changed / np.linalg.norm(changed), 1)
-        assert int(best.donor[1:]) % 3, "a removed donor was returned"
-        if i % 3:
+        number = int(best.donor[1:])
+        assert number % 3 or number < 600, "a removed donor was returned"
+        if i % 3 or i < 600:
             total += 1
             hits += best.donor == f"d{i}"
     assert hits / total >= 0.99
@@ -125,15 +129,12 @@ def test_codes_are_built_in_steps_and_the_index_answers_meanwhile() -> None:
     dim = 64  # 16 parts, of which 4 are learnt with every donor
     index = PromptIndex(dim, flat_limit=100)
     vectors = [unit(i, dim) for i in range(140)]
-    plain = []
+    complete = []
     for i, vector in enumerate(vectors):
         index.add(f"d{i}", vector)
-        plain.append(index.nbytes == (i + 1) * dim * 4)
+        complete.append(index._scan is not None)
         assert index.nearest(vector, 1)[0].donor == f"d{i}"
-    assert plain.count(False) > 30, "codes were never complete"
-    assert plain[:100] == [True] * 100
-    built = plain.index(False)
-    assert built > 103, "no request builds all of it"
+    assert complete == [False] * 104 + [True] * 36, "no request builds all of it"
     assert index.nbytes == 140 * (dim * 4 + dim // 8)
 
 
@@ -177,10 +178,10 @@ def test_codebooks_are_learnt_anew_as_the_index_grows() -> None:
 def test_a_donor_is_indexed_once() -> None:
     index = PromptIndex(DIM)
     index.add("d", unit(0))
-    with pytest.raises(ValueError, match="'?d'? is indexed already"):
+    with pytest.raises(ValueError, match="donor d is indexed already"):
         index.add("d", unit(1))
     with pytest.raises(ValueError, match="indexed already"):
         index.add_many([("e", unit(1)), ("e", unit(2))])
     assert [donor.donor for donor in index.nearest(unit(0), 5)] == ["d"]
-    with pytest.raises(ValueError, match="flat_limit is 15: .* 16"):
+    with pytest.raises(ValueError, match=r"flat_limit is 15: .* 16"):
         PromptIndex(DIM, flat_limit=15)

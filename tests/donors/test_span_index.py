@@ -200,7 +200,7 @@ def test_there_are_few_runs_however_many_donors_and_no_step_is_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps: list[int] = []
-    sort = ngrams._moved  # noqa: SLF001
+    sort = ngrams._moved
 
     def counted(*arguments: Any) -> Any:
         part = sort(*arguments)
@@ -216,7 +216,7 @@ def test_there_are_few_runs_however_many_donors_and_no_step_is_long(
     for i, text in enumerate(texts):
         steps.append(0)
         index.add(f"d{i}", text)
-    assert len(index._runs) <= 7  # noqa: SLF001
+    assert len(index._runs) <= 7
     assert max(steps) < 4 * (1 << 12), "a donor that is added waits for the merge of all"
     assert index.find(texts[3], start=0, min_length=16) == [Span(0, 100, "d3", 0)]
     for i in range(1490):
@@ -268,7 +268,7 @@ def test_more_tokens_than_a_run_tells_apart_are_in_several(monkeypatch: pytest.M
     index = SpanIndex(NGRAM)
     texts = {f"d{i}": np.arange(20 * i, 20 * i + 20, dtype=np.int32) for i in range(8)}
     index.add_many(texts.items())
-    assert len(index._runs) == 4  # noqa: SLF001
+    assert len(index._runs) == 4
     for name, text in texts.items():
         assert index.find(text, start=0, min_length=16) == [Span(0, 20, name, 0)]
 
