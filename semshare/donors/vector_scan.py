@@ -160,9 +160,8 @@ class GpuScan:
         return 0
 
     def append(self, vectors: NDArray[np.float32]) -> None:
-        """Copy more vectors `[m, dim]`, but to places that were there before."""
-        known = min(max(self._index.ntotal - self._count, 0), len(vectors))
-        self._changed.update(range(self._count, self._count + known))
+        """Copy more vectors `[m, dim]`, but those where others were that count as changed."""
+        known = min(int(self._index.ntotal) - self._count, len(vectors))
         self._count += len(vectors)
         if known < len(vectors):
             self._index.add(vectors[known:])
