@@ -16,8 +16,8 @@ from semshare.donors.vector_scan import FastScan, GpuScan, VectorScan
 # Exhaustive search of this many vectors of 576 dimensions takes a sixth of a millisecond on one
 # core; beyond it codes are searched first.
 FLAT_LIMIT = 5_000
-_CANDIDATES = 256  # best ones by their codes, which are compared exactly
-_SAMPLE = 4096  # vectors that codebooks are learnt from
+CANDIDATES = 256  # best ones by their codes, which are compared exactly
+SAMPLE = 4096  # vectors that codebooks are learnt from
 _ENCODED = 1024  # vectors encoded in one step, which takes 6 ms
 _GROWTH = 4  # codebooks are learnt anew whenever there are so many times more vectors
 
@@ -130,7 +130,7 @@ class PromptIndex:
             rows = np.arange(len(self._rows))
             similarities = self._rows.products(vector)
         else:
-            rows = self._scan.search(vector, max(_CANDIDATES, 4 * k))
+            rows = self._scan.search(vector, max(CANDIDATES, 4 * k))
             similarities = self._rows.gather(rows) @ vector
         best = np.argpartition(-similarities, k - 1)[:k]
         best = best[np.argsort(-similarities[best], kind="stable")]
@@ -166,7 +166,7 @@ class PromptIndex:
         codes = self._next = FastScan(self._dim)
         count = len(self._rows)
         # Some from everywhere: donors of a time are alike.
-        sample = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(np.int64)
+        sample = np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64)
         yield from codes.train(self._rows.gather(sample))
         while True:
             codes.append(next(self._rows.parts(len(codes)))[:_ENCODED])

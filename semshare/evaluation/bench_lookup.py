@@ -8,15 +8,16 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from semshare.donors.embedders import Embedder, ModelEmbedder, Vector
-from semshare.donors.prompt_index import FLAT_LIMIT
 from semshare.errors import InvalidRequest
 from semshare.evaluation.bounds import Record
 from semshare.evaluation.environment import machine, resident_bytes, versions
+from semshare.evaluation.lookup_extrapolation import EXTRAPOLATED, extrapolate
 from semshare.evaluation.lookup_indexes import PARTS, Donors, Indexes, checked
 from semshare.evaluation.lookup_texts import (
     Sources,
@@ -28,9 +29,10 @@ from semshare.evaluation.lookup_texts import (
 from semshare.evaluation.progress import Step, progress_bar, status_line
 from semshare.types import Ids
 
+T = TypeVar("T")
+
 SIZES = (1_000, 10_000, 30_000, 100_000)
 RESTART = 10_000  # donors to be matchable after a restart
-EXTRAPOLATED = 1_000_000
 
 _PASSES = 3
 
@@ -70,7 +72,7 @@ def run_lookup(
     if sources is None or embedder is None:
         sources, embedder = _packaged(model, progress)
     sizes = [size for size in SIZES if size < donors] + [donors]
-    with progress_bar("lookup", len(sizes) + 2, enabled=progress) as (note, advance):
+    with progress_bar("lookup", len(sizes) + 3, enabled=progress) as (note, advance):
         note(f"{donors:,} donors")
         texts = make_donors(sources, donors)
         names = [f"donor-{i:x}" for i in range(donors)]
@@ -78,27 +80,36 @@ def run_lookup(
         known = Donors(names, texts, vectors)
         # All that is planted is in the smallest point, too.
         wanted = make_targets(sources, texts[: sizes[0]], targets)
-        embed_s = [_timed(lambda ids=one.ids: embedder.embed(ids))[0] for one in wanted]  # type: ignore[misc]
-        queries = [embedder.embed(one.ids) for one in wanted]
-        advance("donors that come one by one")
+        embedded = [_timed(partial(embedder.embed, one.ids)) for one in wanted]
+        queries = [vector for _, vector in embedded]
+        advance(f"{donors:,} donors")
+        points: list[Record] = []
+        for size in reversed(sizes):  # memory grows with the first one only
+            indexes = Indexes(embedder.dim)
+            built = _built(indexes, known.first(size), note)
+            point = built | _point(indexes, known.first(size), wanted, queries, note)
+            points.insert(0, point)
+            advance("")
+        note(f"codes of {EXTRAPOLATED:,}")
+        extrapolated = extrapolate(points, known.vectors, queries)
+        advance("")
+        note("donors that come one by one")
         added = _one_by_one(known.first(min(RESTART, donors)))
         advance("")
-        points = []
-        for size in sizes:
-            points.append(_point(known.first(size), wanted, queries, note))
-            advance(f"{size:,} donors")
+    resident = [point.pop("resident_bytes_per_donor") for point in points]
     largest = points[-1]
     restart = max(point["donors"] for point in points if point["donors"] <= max(RESTART, sizes[0]))
     return {
         "benchmark": "lookup",
         **{name: largest[name] for name in ("donors", "p50_ms", "p99_ms", "recall_at_1")},
         "bytes_per_donor": largest["bytes_per_donor"],
-        "embed_ms": _ms(float(np.median(embed_s))),
+        "resident_bytes_per_donor": resident[-1],
+        "embed_ms": _ms(float(np.median([seconds for seconds, _ in embedded]))),
         "restart_donors": restart,
         "restart_s": next(point["build_s"] for point in points if point["donors"] == restart),
         **added,
         "points": points,
-        "extrapolated": _extrapolated(points),
+        "extrapolated": extrapolated,
         "targets": targets,
         "tokens": round(float(np.mean([len(ids) for ids in texts])), 1),
         "model": model,
@@ -132,15 +143,35 @@ def _one_by_one(donors: Donors) -> Record:
     }
 
 
-def _point(
-    donors: Donors, targets: Sequence[Target], queries: Sequence[Vector], note: Step
-) -> Record:
+def _built(indexes: Indexes, donors: Donors, note: Step) -> Record:
     size = len(donors.names)
     note(f"indexing {size:,} donors")
     before = resident_bytes()
-    indexes = Indexes(donors.vectors.shape[1])
     build_s, _ = _timed(lambda: indexes.add_many(donors))
-    grown = resident_bytes() - before
+    resident = resident_bytes() - before
+    by_part = {
+        "ids": sum(ids.nbytes for ids in donors.ids),
+        "prefixes": indexes.prefixes.nbytes,
+        "spans": indexes.spans.nbytes,
+        "prompts": indexes.prompts.nbytes,
+    }
+    return {
+        "donors": size,
+        "build_s": round(build_s, 3),
+        "bytes_per_donor": round(sum(by_part.values()) / size),
+        "bytes_by_part": {part: round(total / size) for part, total in by_part.items()},
+        "resident_bytes_per_donor": round(resident / size),
+    }
+
+
+def _point(
+    indexes: Indexes,
+    donors: Donors,
+    targets: Sequence[Target],
+    queries: Sequence[Vector],
+    note: Step,
+) -> Record:
+    size = len(donors.names)
     note(f"checking among {size:,} donors")
     found = checked(indexes, donors, targets, queries)
     taken: dict[str, list[list[float]]] = defaultdict(list)  # [pass][target]
@@ -152,23 +183,12 @@ def _point(
         taken["whole"].append([sum(parts) for parts in passed])
     # Of a target's passes the median, so that what else the machine does at times is left out.
     per_target = {part: np.median(seconds, axis=0) for part, seconds in taken.items()}
-    by_part = {
-        "ids": sum(ids.nbytes for ids in donors.ids),
-        "prefixes": indexes.prefixes.nbytes,
-        "spans": indexes.spans.nbytes,
-        "prompts": indexes.prompts.nbytes,
-    }
     return {
-        "donors": size,
         "p50_ms": _ms(float(np.median(per_target["whole"]))),
         "p99_ms": _ms(float(np.percentile(per_target["whole"], 99))),
         **found,
         **{f"{part}_p50_ms": _ms(float(np.median(per_target[part]))) for part in PARTS},
         **{f"{part}_p99_ms": _ms(float(np.percentile(per_target[part], 99))) for part in PARTS},
-        "bytes_per_donor": round(sum(by_part.values()) / size),
-        "bytes_by_part": {part: round(total / size) for part, total in by_part.items()},
-        "resident_bytes_per_donor": round(grown / size),
-        "build_s": round(build_s, 3),
     }
 
 
@@ -187,38 +207,7 @@ def _look_up(indexes: Indexes, ids: Ids, vector: Vector) -> tuple[float, float, 
     )
 
 
-def _extrapolated(points: Sequence[Record]) -> Record | None:
-    """What a million donors would take, by laws fitted to the points; None of too few.
-
-    Codes are compared with all, so the prompt index is linear in donors beyond its flat limit; the
-    others halve what is left at every step, so they are linear in its logarithm. The sum of the
-    parts' p99 is no less than the p99 of their sum is likely to be.
-    """
-    coded = [point for point in points if point["donors"] > FLAT_LIMIT]
-    if len(coded) < 2:
-        return None
-    record: Record = {"donors": EXTRAPOLATED}
-    for rank in ("p50_ms", "p99_ms"):
-        parts = {
-            "prompts": _fitted(coded, f"prompts_{rank}", float),
-            **{part: _fitted(points, f"{part}_{rank}", np.log) for part in ("prefixes", "spans")},
-        }
-        record[rank] = round(sum(parts.values()), 3)
-        record |= {f"{part}_{rank}": round(value, 3) for part, value in parts.items()}
-    record["bytes_per_donor"] = points[-1]["bytes_per_donor"]
-    record["law"] = "prompts: a + b·n, n > flat limit; prefixes and spans: a + b·log n"
-    return record
-
-
-def _fitted(points: Sequence[Record], name: str, law: Callable[[float], Any]) -> float:
-    """Least squares through the points, at a million."""
-    slope, start = np.polyfit(
-        [float(law(p["donors"])) for p in points], [p[name] for p in points], 1
-    )
-    return float(start + slope * float(law(EXTRAPOLATED)))
-
-
-def _timed(call: Callable[[], object]) -> tuple[float, object]:
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result

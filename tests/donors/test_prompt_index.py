@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from properties import examples
 
-from semshare.donors import vector_scan
+from semshare.donors import prompt_index, vector_scan
 from semshare.donors.embedders import Vector
 from semshare.donors.prompt_index import PromptIndex
 
@@ -77,7 +77,10 @@ class IndexMachine(RuleBasedStateMachine):
             assert donor.similarity == pytest.approx(-negative, abs=1e-5)
 
 
-def test_any_order_of_coming_and_going_agrees_with_brute_force() -> None:
+def test_any_order_of_coming_and_going_agrees_with_brute_force(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prompt_index, "_ENCODED", 4)  # donors go while codes are built
     run_state_machine_as_test(IndexMachine, settings=examples(50))
 
 
@@ -86,6 +89,7 @@ def test_on_a_gpu_what_its_copy_lags_behind_is_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: index, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
     monkeypatch.setattr(vector_scan, "_MOST_CHANGED", 6)
+    monkeypatch.setattr(prompt_index, "CANDIDATES", 1)
     run_state_machine_as_test(IndexMachine, settings=examples(30))
     index = PromptIndex(DIM, flat_limit=LIMIT)
     index.add_many((f"d{i}", unit(i)) for i in range(LIMIT + 1))
@@ -162,8 +166,9 @@ def test_vectors_of_any_length(dim: int) -> None:
         assert best == pytest.approx(max(float(v @ vector) for v in vectors), abs=1e-6)
 
 
-def test_codebooks_are_learnt_anew_as_the_index_grows() -> None:
+def test_codebooks_are_learnt_anew_as_the_index_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first donors are all alike; the later ones are told apart none the less."""
+    monkeypatch.setattr(prompt_index, "CANDIDATES", 8)
     rng = np.random.default_rng(0)
     base = unit(0, 32)
     alike = [base + 0.01 * rng.standard_normal(32) for _ in range(60)]
@@ -171,6 +176,7 @@ def test_codebooks_are_learnt_anew_as_the_index_grows() -> None:
     index = PromptIndex(32, flat_limit=50)
     for i, vector in enumerate([*alike, *others]):
         index.add(f"d{i}", (vector / np.linalg.norm(vector)).astype(np.float32))
+    assert index._learnt_from == 821, "51, then 205, then 821 donors"
     found = [index.nearest(vector, 1)[0].donor for vector in others]
     assert np.mean([name == f"d{60 + i}" for i, name in enumerate(found)]) >= 0.99
 
