@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 
 from semshare.donors.embedders import Vector
-from semshare.donors.vector_rows import VectorRows
+from semshare.donors.vector_rows import VectorRows, products
 from semshare.donors.vector_scan import FastScan, GpuScan, VectorScan
 
 # Exhaustive search of this many vectors of 576 dimensions takes a sixth of a millisecond on one
@@ -131,7 +131,7 @@ class PromptIndex:
             similarities = self._rows.products(vector)
         else:
             rows = self._scan.search(vector, max(CANDIDATES, 4 * k))
-            similarities = self._rows.gather(rows) @ vector
+            similarities = products(self._rows.gather(rows), vector)
         best = np.argpartition(-similarities, k - 1)[:k]
         best = best[np.argsort(-similarities[best], kind="stable")]
         return [SimilarDonor(self._names[rows[at]], float(similarities[at])) for at in best]
