@@ -167,7 +167,9 @@ class PromptIndex:
         count = len(self._rows)
         # Some from everywhere: donors of a time are alike.
         sample = np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64)
-        yield from codes.train(self._rows.gather(sample))
+        vectors = self._rows.gather(sample)
+        yield
+        yield from codes.train(vectors)
         while True:
             codes.append(next(self._rows.parts(len(codes)))[:_ENCODED])
             if len(codes) == len(self._rows):  # before another donor comes
