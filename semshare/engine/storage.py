@@ -219,7 +219,7 @@ def _use_of(tier: Tier) -> TierUse:
         used = tier.used_bytes
     except TierUnavailable:
         used = None
-    return TierUse(tier.name, used, tier.budget_bytes)
+    return TierUse(tier.name, used, tier.budget_bytes, tier.counts)
 
 
 def write_rows(layer: Tensor, slots: Slots, rows: Tensor) -> None:
