@@ -36,6 +36,8 @@ COMMANDS = {
     "start": "bench start --json",
     "memory": "bench memory --requests 8 --json",
     "lookup": "bench lookup --json",
+    "storage": "bench storage --json",
+    "service": "bench service --json",
     "repair": "bench repair --json",
     "throughput": "bench throughput --limit 8 --json",
     "retention": "bench retention --limit 2 --json",

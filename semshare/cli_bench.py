@@ -139,6 +139,35 @@ def bench_lookup(
     show(record, json_output)
 
 
+@bench.command("storage")
+def bench_storage(
+    tokens: Annotated[int, typer.Option(min=200, help="Length of the donor.")] = 5000,
+    repeats: Repeats = 5,
+    restart_donors: Annotated[int, typer.Option(min=0, help="On disk at a restart.")] = 10_000,
+    redis_url: Annotated[
+        str | None, typer.Option(help="An empty server; by default one is started here.")
+    ] = None,
+    model: Model = "smollm2",
+    dtype: Dtype = "auto",
+    split: SplitName = "test",
+    json_output: Json = False,
+) -> None:
+    """Answering over a donor that lies on disk or in Redis, against computing; and a restart."""
+    with starting():
+        from semshare.evaluation.bench_storage import run_storage  # noqa: PLC0415
+        from semshare.evaluation.texts import split_named  # noqa: PLC0415
+    record = run_storage(
+        tokens=tokens,
+        repeats=repeats,
+        restart_donors=restart_donors,
+        redis_url=redis_url,
+        model=model,
+        dtype=dtype,
+        split=split_named(split),
+    )
+    show(record, json_output)
+
+
 @bench.command("repair")
 def bench_repair(
     tokens: Annotated[int, typer.Option(min=1, help="Length of a prompt.")] = 1600,
