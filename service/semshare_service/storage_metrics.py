@@ -1,0 +1,75 @@
+"""What /metrics tells of the tiers below the KV pool."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from semshare.types import StorageUse
+
+_PREFIX = "semshare:"
+_WHOLE = {  # of `StorageUse.counters`, by name of the metric
+    "tier_loads": ("loads", "donors' parts brought back into the pool for requests"),
+    "tier_loaded_tokens": ("loaded_tokens", "tokens whose KV they held"),
+    "donors_demoted": ("donors_demoted", "donors that left the pool and stay in a tier"),
+    "donors_promoted": ("donors_promoted", "donors read again that were put into faster tiers"),
+    "donors_written": ("donors_written", "donors put into at least one tier"),
+    "donors_unwritten": ("too_late", "donors gone before it was their turn to be written"),
+}
+_BY_TIER = {  # of counters that end with the tier's name
+    "tier_chunks_read": ("chunks_read", "chunks of donors' KV read, by tier"),
+    "tier_full": ("full", "donors that a tier had no room for"),
+    "tier_unavailable": ("unavailable", "calls that a tier did not answer"),
+    "tier_quarantined": ("quarantined", "times that stored KV turned out to be broken"),
+}
+# Errors that end a load; others are told once they occur.
+_REASONS = ("timeout", "not_stored", "tier_unavailable", "pool_exhausted")
+
+
+def storage_families(use: StorageUse) -> Iterator[Metric]:
+    """Of the process's storage as it stands, with zeros for what has not happened yet."""
+    held = GaugeMetricFamily(
+        f"{_PREFIX}tier_bytes",
+        "donors below the pool by tier: used, and the budget",
+        labels=["tier", "state"],
+    )
+    for tier in use.tiers:
+        held.add_metric([tier.name, "used"], tier.used_bytes)
+        held.add_metric([tier.name, "budget"], tier.budget_bytes)
+    yield held
+    yield GaugeMetricFamily(
+        f"{_PREFIX}storage_jobs_waiting",
+        "writes behind requests that are not done yet",
+        value=use.waiting,
+    )
+    for name, (counter, help_) in _WHOLE.items():
+        whole = CounterMetricFamily(_PREFIX + name, help_)
+        whole.add_metric([], use.counters.get(counter, 0))
+        yield whole
+    for name, (counter, help_) in _BY_TIER.items():
+        by_tier = CounterMetricFamily(_PREFIX + name, help_, labels=["tier"])
+        for tier in use.tiers:
+            by_tier.add_metric([tier.name], use.counters.get(f"{counter}:{tier.name}", 0))
+        yield by_tier
+    failures = CounterMetricFamily(
+        f"{_PREFIX}tier_load_failures",
+        "loads that failed, so that the request was computed, by reason",
+        labels=["reason"],
+    )
+    for reason, n in _failures(use).items():
+        failures.add_metric([reason], n)
+    yield failures
+
+
+def _failures(use: StorageUse) -> dict[str, int]:
+    """By reason: an error's class in lower case, or `timeout`."""
+    found = dict.fromkeys(_REASONS, 0)
+    found["timeout"] = use.counters.get("load_timeouts", 0)
+    for name, n in use.counters.items():
+        event, _, error = name.partition(":")
+        if event == "loads_failed":
+            found[re.sub(r"(?<!^)(?=[A-Z])", "_", error).lower()] = n
+    return found
