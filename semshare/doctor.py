@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 State = Literal["ok", "missing", "absent"]
 
 # `gpu` has lines of its own, `dev` is nobody's concern here.
-EXTRAS = ("demo", "eval", "otel", "st")
+EXTRAS = ("demo", "eval", "otel", "redis", "st")
 _ALTERNATIVES = {"faiss-cpu": ("faiss-gpu-cu12",)}  # either will do
 _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")
 

@@ -222,10 +222,11 @@ class Session:
             return Planned(full_plan(ids), mode, fallback=f"{watch.stage}: {type(error).__name__}")
 
     def load_stored(self, request: Request, watch: Stopwatch) -> None:
-        """Bring into the pool what the prompt's plan would reuse from below it.
+        """Let what the prompt's plan would reuse from below the pool come into it.
 
-        The plan is made once more afterwards, over what is there by then. Without the lock, so that
-        others go on meanwhile; whatever fails costs reuse, never the request.
+        The plan is made once more when the request's turn has come, over what the pool has by then.
+        If nobody else is served, layers are computed as they arrive; otherwise the request waits
+        here, where nobody waits with it. Whatever fails costs reuse, never the request.
         """
         if self.storage is None:
             return
@@ -233,17 +234,15 @@ class Session:
         try:
             with self.lock, torch.inference_mode():
                 mode = self.monitor.mode_for(policy, namespace)
-                if mode == "off":
+                if mode == "off" or not self.library.residency.has_any_below:
                     return
                 draft = self.draft(ids, policy.with_mode(mode), namespace, watch)
                 with watch.measure("plan"):
                     plan = self.planner.finish(draft, with_stored=True)
-                wanted = self.storage.wanted(plan)
-                if wanted:  # so that none of them goes to make room for the others
-                    self.library.touch(namespace, plan.donors)
-            if wanted:
-                with watch.measure("load"):
-                    self.storage.load(wanted)
+                arrivals = self.storage.begin_loading(plan, namespace)
+                others = bool(self.scheduler.active)
+            with watch.measure("load"):
+                self.storage.wait(arrivals, whole=others)
         except Exception as error:
             self.counters["fallback:load"] += 1
             log_failure("donors could not be loaded, the prompt is computed without", error)

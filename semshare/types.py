@@ -24,6 +24,8 @@ Slots: TypeAlias = NDArray[np.int64]  # indices into the KV pool, or `STORED`
 Mask: TypeAlias = NDArray[np.bool_]
 Scores: TypeAlias = NDArray[np.float32]
 
+Pages: TypeAlias = NDArray[np.int64]  # numbers of pages of the KV pool
+
 STORED = -2  # in place of a slot: the token's KV lies in a tier below the pool
 
 

@@ -21,9 +21,9 @@ from semshare.donors.traits import TraitsOf
 from semshare.donors.watcher import DonorWatcher, Gone, Nobody
 from semshare.errors import NotFound
 from semshare.kv.compressed import CompressedView
-from semshare.kv.pool import KVPool, Pages
+from semshare.kv.pool import KVPool
 from semshare.kv.tiers.tier import DonorRecord
-from semshare.types import DonorInfo, Ids, Scores
+from semshare.types import DonorInfo, Ids, Pages, Scores
 
 
 class DonorLibrary:

@@ -16,10 +16,9 @@ from semshare.donors.prompt_index import PromptIndex
 from semshare.donors.span_index import SpanIndex
 from semshare.donors.stored_prefixes import StoredPrefixes
 from semshare.donors.traits import TokenTraits
-from semshare.kv.pool import Pages
 from semshare.kv.tiers.tier import StoredForm
 from semshare.planning.guard import FactMarks
-from semshare.types import STORED, DonorInfo, Ids, Scores, Slots
+from semshare.types import STORED, DonorInfo, Ids, Pages, Scores, Slots
 
 
 @dataclass(slots=True, eq=False)

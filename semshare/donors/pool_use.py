@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from semshare.donors.library import DonorLibrary
-from semshare.kv.pool import KVPool, Pages
-from semshare.types import NamespaceUse, PoolUse, StorageUse
+from semshare.kv.pool import KVPool
+from semshare.types import NamespaceUse, Pages, PoolUse, StorageUse
 
 
 def pool_use(library: DonorLibrary, pool: KVPool, storage: StorageUse | None = None) -> PoolUse:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from semshare.kv.pool import KVPool, Pages
-from semshare.types import Ids, Mask
+from semshare.kv.pool import KVPool
+from semshare.types import Ids, Mask, Pages
 
 
 @dataclass(slots=True, eq=False)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from semshare.donors.namespace import Donor, Namespace
 from semshare.donors.records import all_stored
-from semshare.kv.pool import KVPool, Pages
-from semshare.types import STORED
+from semshare.kv.pool import KVPool
+from semshare.types import STORED, Pages
 
 
 class Residency:
@@ -32,11 +32,17 @@ class Residency:
         self._pool = pool
         self._published = published
         self._holders: dict[str, Donor] = {}
+        self._below: set[str] = set()
 
     @property
     def holders(self) -> Collection[Donor]:
         """The donors that hold pages."""
         return self._holders.values()
+
+    @property
+    def has_any_below(self) -> bool:
+        """Whether there is a donor that may not be in the pool as a whole."""
+        return bool(self._below)
 
     def entered(self, donor: Donor) -> None:
         """A donor is new, on pages that it holds."""
@@ -47,10 +53,13 @@ class Residency:
 
         KV in int8 is not: it serves as spans and by meaning only.
         """
+        self._below.update(donor.id for donor in donors)
         exact = [
             (donor.id, donor.ids)
             for donor in donors
-            if donor.stored is not None and donor.stored.coding == "full"
+            if donor.stored is not None
+            and donor.stored.coding == "full"
+            and donor.id not in space.stored_prefixes
         ]
         if len(exact) == 1:
             space.stored_prefixes.add(*exact[0])
@@ -78,18 +87,27 @@ class Residency:
         donor.pages = np.concatenate((donor.pages, pages))
         self._holders[donor.id] = donor
 
+    def lost(self, donor: Donor, pages: Pages) -> None:
+        """Undo `loaded`, as far as the donor still holds these pages: the KV has not come."""
+        pages = np.intersect1d(pages, donor.pages)
+        slots = donor.slots.copy()
+        slots[np.isin(slots // self._pool.page_size, pages)] = STORED
+        donor.slots = slots
+        donor.pages = np.setdiff1d(donor.pages, pages)
+        self._pool.release(pages)
+        if not len(donor.pages):
+            self._holders.pop(donor.id, None)
+
     def demote(self, space: Namespace, donor: Donor) -> None:
         """Give the pages of a stored donor back; it stays to be found."""
         if donor.stored is None:
             raise AssertionError("what no tier has would be lost")
-        had_path = donor.node is not None
         self._leave_trees(space, donor)
         self._give_back(donor)
         donor.slots = all_stored(len(donor.ids))
-        if had_path:
-            self.below(space, [donor])
-            if donor.published:
-                self.below(self._published, [donor])
+        self.below(space, [donor])
+        if donor.published:
+            self.below(self._published, [donor])
 
     def left(self, space: Namespace, donor: Donor) -> None:
         """A donor is found no longer: nothing of it stays, its cached prefix neither."""
@@ -99,10 +117,12 @@ class Residency:
                 space.prefixes.forget(cached.node)
         self._leave_trees(space, donor)
         self._no_longer_below(space, donor)
+        self._below.discard(donor.id)
         self._give_back(donor)
 
     def cleared(self, donor: Donor) -> None:
         """A donor goes together with all of its namespace."""
+        self._below.discard(donor.id)
         self._give_back(donor)
 
     def published(self, donor: Donor) -> None:

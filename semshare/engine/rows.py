@@ -159,6 +159,7 @@ class _PreparedPrompt:
         self._positions = rows.positions
         self.slots = rows.sequence.own_slots(rows.positions)
         self._length = int(rows.positions[-1]) + 1
+        self._arrivals = pool.arriving(rows.sequence.key_table(self._length).slots)
         self._plan_again()
 
     def _plan_again(self) -> None:
@@ -184,6 +185,8 @@ class _PreparedPrompt:
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         adapter, record = self._adapter, self._rows.record
+        for arrival in self._arrivals:
+            arrival.wait(layer + 1)
         kind, window = adapter.rope_kinds[layer], adapter.windows[layer]
         alone = None if self._rows.sequence.retained is None else layer
         if (window, alone) not in self._turns:

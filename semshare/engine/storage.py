@@ -1,44 +1,39 @@
 """Donors below the pool: loaded when a plan wants them, within a bound of time.
 
-`wanted` and `load` are what a request waits for; `semshare.engine.storage_writer` does the rest
-behind requests. No tier is called with the engine's lock held, since a disk or a server may take
-its time.
+Loading begins as soon as a plan is known (`begin_loading`); threads read and write, the first
+layers first, and layers are computed as they come (`semshare.kv.arrival`). All that has to be
+carried down is done behind requests by `semshare.engine.storage_writer`. No tier is called with the
+engine's lock held, since a disk or a server may take its time.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Lock
+from contextlib import suppress
+from itertools import pairwise
+from threading import Condition
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semshare.donors.library import DonorLibrary
+from semshare.donors.namespace import Donor
+from semshare.engine.failures import log_failure
 from semshare.engine.fair_lock import FairLock
 from semshare.engine.storage_writer import StorageWriter
 from semshare.errors import NotStored, PoolExhausted, StorageError
+from semshare.kv.arrival import Arrival, TooLate
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.tiers.stack import TierStack
-from semshare.types import STORED, ReusePlan, Slots, StorageUse, TierUse
-from semshare_kernels import write_slots
+from semshare.types import STORED, Pages, ReusePlan, Slots, StorageUse, TierUse
 
 _READERS = 2  # threads: one waits for bytes while the other checks and decodes
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 1.0, 30.0  # without loads, after one that took too long
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Tokens of one donor that a plan wants and the pool does not have."""
-
-    donor: str
-    chunks: tuple[int, ...]  # of `BlobFormat.chunk_tokens` tokens, ascending
 
 
 class DonorStorage:
@@ -70,38 +65,54 @@ class DonorStorage:
         self._lock = lock
         self._load_timeout_s = load_timeout_s
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="semshare-load")
-        self._loading: dict[str, Lock] = {}
+        self._idle = Condition()
         self._quiet_until, self._pause_s = 0.0, _FIRST_PAUSE_S
 
-    def wanted(self, plan: ReusePlan) -> list[Wanted]:
-        """What of a plan is to be loaded first. The caller holds the lock."""
-        if time.monotonic() < self._quiet_until:
-            return []
-        stored = plan.slots == STORED
-        wanted = []
-        for index in np.unique(plan.donor[stored]).tolist():
-            positions = plan.position[stored & (plan.donor == index)]
-            chunks = np.unique(positions // self.stack.format.chunk_tokens)
-            wanted.append(Wanted(plan.donors[index], tuple(chunks.tolist())))
-        return wanted
+    def begin_loading(self, plan: ReusePlan, namespace: str) -> list[Arrival]:
+        """Let what a plan reuses come into the pool; what can't come is computed.
 
-    def load(self, wanted: Sequence[Wanted]) -> None:
-        """Bring tokens into the pool. What can't be had in time is computed by whoever wants it."""
-        deadline = time.monotonic() + self._load_timeout_s
-        for one in wanted:
+        The caller holds the lock.
+
+        Returns:
+            All that the plan's tokens are still waiting for, other requests' loads among it.
+
+        """
+        self._pool.settle()
+        stored = plan.slots == STORED
+        arrivals = self._pool.arriving(plan.slots[plan.slots >= 0])
+        if not stored.any() or time.monotonic() < self._quiet_until:
+            return arrivals
+        self._library.touch(namespace, plan.donors)  # so that none makes room for another
+        for index in np.unique(plan.donor[stored]).tolist():
+            donor = self._library.find_by_id(plan.donors[index])
+            if donor is None:
+                continue
+            positions = plan.position[stored & (plan.donor == index)]
+            chunks = np.unique(positions // self.stack.format.chunk_tokens).tolist()
             try:
-                with self._alone(one.donor, deadline):
-                    self._load(one, deadline)
-                self._pause_s = _FIRST_PAUSE_S
-            except TimeoutError:
-                self.counters["load_timeouts"] += 1
-                self._quiet_until = time.monotonic() + self._pause_s
-                self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
-                return
-            except (StorageError, PoolExhausted) as error:
-                self.counters[f"loads_failed:{type(error).__name__}"] += 1
-                if isinstance(error, NotStored):
-                    self.writer.check(one.donor)
+                arrivals.append(self._begin(donor, chunks))
+            except PoolExhausted:
+                self.counters["loads_without_room"] += 1
+        return arrivals
+
+    def wait(self, arrivals: Sequence[Arrival], *, whole: bool) -> None:
+        """Wait, without the lock, until a plan may begin to use what comes.
+
+        Args:
+            arrivals: what it waits for.
+            whole: wait for all of it. Otherwise only until the tiers have shown that they answer:
+                the rest comes while the first layers are computed.
+
+        """
+        n_layers = self.stack.format.n_layers
+        for arrival in arrivals:
+            with suppress(StorageError):  # counted where it failed
+                arrival.wait(n_layers if whole else 1)
+
+    def until_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is on its way into the pool; whether it came to that."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._pool.arrivals, timeout_s)
 
     @property
     def use(self) -> StorageUse:
@@ -119,60 +130,99 @@ class DonorStorage:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self.stack.close()
 
-    @contextmanager
-    def _alone(self, donor: str, deadline: float) -> Iterator[None]:
-        """Requests that want the same donor read it once."""
-        lock = self._loading.setdefault(donor, Lock())
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-            raise TimeoutError
-        try:
-            yield
-        finally:
-            self._loading.pop(donor, None)
-            lock.release()
+    def _begin(self, donor: Donor, chunks: list[int]) -> Arrival:
+        """Take pages for chunks of a donor, and let threads fill them.
 
-    def _load(self, wanted: Wanted, deadline: float) -> None:
+        From now on the donor has these tokens in the pool.
+
+        Raises:
+            PoolExhausted: no pages, and nothing left to evict.
+
+        """
         size, chunk_tokens = self._pool.page_size, self.stack.format.chunk_tokens
-        with self._lock:
-            donor = self._library.find_by_id(wanted.donor)
-            if donor is None:
-                return
-            chunks = [at for at in wanted.chunks if donor.slots[at * chunk_tokens] == STORED]
-            if not chunks:
-                return
-            n = len(donor.ids)
-            tokens = sum(min(chunk_tokens, n - at * chunk_tokens) for at in chunks)
-            pages = self._pool.allocate(tokens)
-        landed = False
-        reads: list[Future[Tensor]] = []
-        try:
-            for group in range(self.stack.format.n_groups):
-                read = self._readers.submit(self.stack.read, donor.id, donor.ids, group, chunks)
-                reads.append(read)
-            slots = self._pool.slots_of(pages)[:tokens]
-            for group, read in enumerate(reads):
-                self._write(group, slots, read.result(max(deadline - time.monotonic(), 0.0)))
-            with self._lock:
-                if self._library.find_by_id(donor.id) is donor:
-                    numbers = np.array(chunks)[:, None] * (chunk_tokens // size)
-                    numbers = (numbers + np.arange(chunk_tokens // size)).reshape(-1)
-                    self._library.residency.loaded(donor, numbers[: len(pages)], pages)
-                    landed = True
-        finally:
-            for read in reads:
-                read.cancel()
-            if not landed:
-                with self._lock:
-                    self._pool.release(pages)
-        self.counters["loads"] += 1
-        self.counters["loaded_tokens"] += tokens
-        self.writer.loaded(donor)
+        # What is there of a chunk, or on its way, is read once more: donors load whole chunks.
+        n = len(donor.ids)
+        tokens = sum(min(chunk_tokens, n - at * chunk_tokens) for at in chunks)
+        pages = self._pool.allocate(tokens)
+        numbers = np.array(chunks)[:, None] * (chunk_tokens // size)
+        numbers = (numbers + np.arange(chunk_tokens // size)).reshape(-1)[: len(pages)]
+        self._pool.share(pages)  # for as long as threads write to them, whatever comes first
+        reads: list[Future[None]] = []
+        arrival = Arrival(
+            pages,
+            self.stack.format.n_groups,
+            self._load_timeout_s,
+            undo=lambda: self._library.residency.lost(donor, pages),
+            on_change=lambda error: self._changed(donor, tokens, reads, error),
+        )
+        self._library.residency.loaded(donor, numbers, pages)
+        self._pool.arrivals.append(arrival)
+        slots = self._pool.slots_of(pages)[:tokens]
+        for group in range(self.stack.format.n_groups):
+            read = self._readers.submit(self._read, donor, group, chunks, slots, arrival)
+            read.add_done_callback(lambda _: arrival.part_over())
+            reads.append(read)
+        return arrival
 
-    def _write(self, group: int, slots: Slots, kv: Tensor) -> None:
-        """`kv` `[tokens, layers, 2, kv_heads, d]` into plain slots of the pool."""
-        device = self._pool.all_keys.device
-        at, kv = torch.from_numpy(slots).to(device), kv.to(device)
-        with self._lock, torch.inference_mode():
-            for index, layer in enumerate(self.stack.format.layers(group)):
-                keys, values = self._pool.keys[layer], self._pool.values[layer]
-                write_slots(keys, values, at, kv[:, index, 0], kv[:, index, 1])
+    def _read(
+        self, donor: Donor, group: int, chunks: list[int], slots: Slots, arrival: Arrival
+    ) -> None:
+        """Bring one layer group into the pool, in a thread."""
+        if arrival.has_failed:
+            return
+        try:
+            kv = self.stack.read(donor.id, donor.ids, group, chunks)
+            layers = self.stack.format.layers(group)
+            for index, layer in enumerate(layers):
+                write_rows(self._pool.keys[layer], slots, kv[:, index, 0])
+                write_rows(self._pool.values[layer], slots, kv[:, index, 1])
+            arrival.arrived(layers)
+        except StorageError as error:
+            arrival.fail(error)
+        except Exception as error:
+            log_failure("a donor could not be loaded", error)
+            arrival.fail(StorageError(f"{type(error).__name__} while a donor was loaded"))
+
+    def _changed(
+        self, donor: Donor, tokens: int, reads: Sequence[Future[None]], error: StorageError | None
+    ) -> None:
+        """An arrival has failed, or is over; told in whichever thread, so the lock is not taken."""
+        self.writer.jobs.add("settle", self._settle)
+        if error is None:
+            self._pause_s = _FIRST_PAUSE_S
+            self.counters["loads"] += 1
+            self.counters["loaded_tokens"] += tokens
+            self.writer.loaded(donor)
+            return
+        if all(read.done() for read in reads):
+            return  # it was told when it failed
+        self.counters[f"loads_failed:{type(error).__name__}"] += 1
+        for read in reads:
+            read.cancel()
+        if isinstance(error, TooLate):
+            self._quiet_until = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
+        if isinstance(error, NotStored):
+            self.writer.check(donor.id)
+
+    def _settle(self) -> bool:
+        with self._lock:
+            self._pool.settle()
+        with self._idle:
+            self._idle.notify_all()
+        return True
+
+
+def write_rows(layer: Tensor, slots: Slots, rows: Tensor) -> None:
+    """Copy `rows` `[n, kv_heads, d]`, on the CPU, into plain slots `[n]` of a layer of the pool.
+
+    By NumPy, in the calling thread alone: torch would keep a team of threads for it, beside the
+    one that computes meanwhile (`docs/decisions.md`, "Whoever waits computes").
+    """
+    if layer.is_cuda:
+        layer[torch.from_numpy(slots).to(layer.device)] = rows.to(layer.device)
+        return
+    target, source = layer.view(torch.uint8).numpy(), rows.view(torch.uint8).numpy()
+    edges = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+    for start, stop in pairwise(edges):  # a slice is copied four times as fast as single rows
+        target[slots[start] : slots[start] + stop - start] = source[start:stop]

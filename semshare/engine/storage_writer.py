@@ -157,7 +157,7 @@ class StorageWriter:
     def _from_pool(self, donor: Donor) -> tuple[StoredForm, Sequence[Buffer]] | None:
         """A donor's blobs, made of its KV in the pool, if all of it is there."""
         with self._lock:
-            if not donor.is_whole:
+            if not donor.is_whole or self._pool.arriving(donor.slots):
                 return None
             pages, slots = donor.pages.copy(), donor.slots
             self._pool.share(pages)  # so that nobody writes to them meanwhile

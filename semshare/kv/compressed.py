@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from semshare.errors import InvalidRequest
-from semshare.kv.pool import KVPool, Pages
-from semshare.types import Slots
+from semshare.kv.pool import KVPool
+from semshare.types import Pages, Slots
 from semshare_kernels import Rotation, write_slots
 from semshare_kernels.rotary import rotated
 

@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semshare.errors import InvalidRequest, PoolExhausted
+from semshare.kv.arrival import Arrival
 from semshare.kv.codec import Int8Codec
-from semshare.types import Slots
+from semshare.types import Pages, Slots
 
-Pages = NDArray[np.int64]  # page numbers; page p holds slots p × page_size … (p+1) × page_size − 1
 Cells = NDArray[np.int64]  # cell numbers, see `KVPool`
 
 
 class KVPool:
     """Pages of slots under a byte budget.
+
+    Page p holds the slots from p × page_size to (p + 1) × page_size − 1.
 
     A slot's K and V of layer l lie at `keys[l][slot]` and `values[l][slot]`, each
     `[kv_heads, head_dim]`; keys are rotated for the position they were computed at. A page is
@@ -29,6 +31,8 @@ class KVPool:
     cell l × n_slots + s of `all_keys` and `all_values`, `[n_layers × n_slots, kv_heads, head_dim]`,
     of which `keys[l]` and `values[l]` are parts. So a prompt that keeps another number of tokens in
     each layer (`kv/retained.py`) may put any layer's tokens into any cells of its pages.
+
+    A page that is in use may be on its way from a tier below (`arriving`).
 
     A page can hold compressed tokens in place of slots (`kv/compressed.py`). They are addressed by
     *virtual slots* from `n_slots` on: row r of page p is n_slots + p × compressed_per_page + r.
@@ -70,6 +74,7 @@ class KVPool:
         self.values: list[Tensor] = list(self.all_values.view(by_layer).unbind())
         # Called with a number of pages when too few are free; may free some.
         self.reclaim: Callable[[int], None] | None = None
+        self.arrivals: list[Arrival] = []  # each holds a reference on its pages
         self._references = np.zeros(self.n_pages, dtype=np.int32)
 
     @property
@@ -105,6 +110,13 @@ class KVPool:
         plain, compressed = slots[~virtual], slots[virtual] - self.n_slots
         return np.union1d(plain // self.page_size, compressed // self.compressed_per_page)
 
+    def arriving(self, slots: Slots) -> list[Arrival]:
+        """What is on its way into pages of these `slots`, which may not be read before."""
+        if not self.arrivals:
+            return []
+        pages = self.pages_of(slots)
+        return [one for one in self.arrivals if np.isin(one.pages, pages).any()]
+
     def cells_of(self, layer: int, slots: Slots) -> Cells:
         """Where `layer`'s part of `slots` lies in `all_keys` and `all_values`."""
         return layer * self.n_slots + slots
@@ -123,8 +135,7 @@ class KVPool:
         wanted = self.pages_for(n_slots)
         if wanted == 0:
             return np.empty(0, dtype=np.int64)
-        if self.free_pages < wanted and self.reclaim is not None:
-            self.reclaim(wanted)
+        self._make_room(wanted)
         starts, lengths = self._free_runs()
         if lengths.sum() < wanted:
             raise PoolExhausted(n_slots, int(lengths.sum()) * self.page_size, self.n_slots)
@@ -138,6 +149,24 @@ class KVPool:
             pages = np.concatenate(runs)[:wanted]
         self._references[pages] = 1
         return pages
+
+    def _make_room(self, wanted: int) -> None:
+        """Have `wanted` pages free, if that is possible."""
+        while self.free_pages < wanted:
+            self.settle()
+            if self.reclaim is not None:
+                self.reclaim(wanted)
+            if self.free_pages >= wanted or not self.arrivals:
+                return
+            if not self.arrivals[0].wait_until_over():  # its pages may be had then
+                return
+
+    def settle(self) -> None:
+        """Let go of the arrivals that are over."""
+        over = [one for one in self.arrivals if one.settle()]
+        for arrival in over:
+            self.arrivals.remove(arrival)
+            self.release(arrival.pages)
 
     def share(self, pages: Pages) -> None:
         """Add a reference to each of `pages`, all of which must be in use."""

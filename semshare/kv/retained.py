@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semshare.kv.pool import Cells, KVPool, Pages
+from semshare.kv.pool import Cells, KVPool
 from semshare.kv.segment import Segment, runs_of
-from semshare.types import Slots
+from semshare.types import Pages, Slots
 from semshare_kernels import KeyTable, Rotation, realign_keys
 
 

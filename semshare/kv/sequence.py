@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semshare.errors import PoolExhausted
-from semshare.kv.pool import KVPool, Pages
+from semshare.kv.pool import KVPool
 from semshare.kv.retained import RetainedPrompt
 from semshare.kv.segment import Segment, runs_of
-from semshare.types import ReusePlan, Slots, TokenSource
+from semshare.types import Pages, ReusePlan, Slots, TokenSource
 from semshare_kernels import KeyTable, KeyTree
 
 # A reused run at least this long is attended where it lies; a shorter one is copied next to the

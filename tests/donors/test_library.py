@@ -26,9 +26,9 @@ from semshare.donors.embedders import HashEmbedder, Vector
 from semshare.donors.library import DonorLibrary
 from semshare.donors.namespace import Donor, donor_id
 from semshare.donors.prefix_tree import PrefixNode
-from semshare.kv.pool import KVPool, Pages
+from semshare.kv.pool import KVPool
 from semshare.planning.guard import FactMarks
-from semshare.types import Ids, Scores
+from semshare.types import Ids, Pages, Scores
 
 PAGES = 12
 NO_HISTORY = np.empty(0, np.float32)

@@ -252,9 +252,10 @@ def test_a_slow_tier_is_waited_for_no_longer_than_is_set(tier: Moody) -> None:
             got = engine.score(MOVED, "hello", policy=SPAN)
             assert got.provenance.reused == 0
             assert (got.logits - full.logits).abs().max() < LIMIT
-            assert counters(engine)["load_timeouts"] == 1
-            engine.score(MOVED, "hello", policy=SPAN)  # it is not even asked for a while
-            assert counters(engine)["load_timeouts"] == 1
+            assert counters(engine)["loads_failed:TooLate"] == 1
+            engine.generate(moved(2), max_tokens=1, policy=SPAN)  # it is not even asked for a while
+            assert counters(engine)["loads_failed:TooLate"] == 1
+        engine.session.storage.until_idle(30)
         assert_consistent(engine)
 
 

@@ -22,7 +22,8 @@ from properties import examples
 from small_pools import PAGE_BYTES, small_pool
 
 from semshare import InvalidRequest, PoolExhausted
-from semshare.kv.pool import KVPool, Pages
+from semshare.kv.pool import KVPool
+from semshare.types import Pages
 
 PAGES = 12
 

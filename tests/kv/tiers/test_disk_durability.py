@@ -1,4 +1,4 @@
-"""What a kill or a loss of power leaves behind: whole donors, and nothing else once it is opened."""
+"""What a kill or a loss of power leaves: whole donors, and nothing else once it is opened."""
 
 from __future__ import annotations
 

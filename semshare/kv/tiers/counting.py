@@ -1,0 +1,29 @@
+"""Counters that several threads add to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+
+class Counts:
+    """Named counters, all of them there from the start.
+
+    Args:
+        names: the counters, which begin at 0.
+
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(names, 0)
+
+    def add(self, name: str, n: int = 1) -> None:
+        """Count `n` more."""
+        with self._lock:
+            self._counts[name] += n
+
+    def read(self) -> dict[str, int]:
+        """All of them, as they stand now."""
+        with self._lock:
+            return dict(self._counts)
