@@ -25,8 +25,13 @@ _BY_TIER = {  # of counters that end with the tier's name
     "tier_unavailable": ("unavailable", "calls that a tier did not answer"),
     "tier_quarantined": ("quarantined", "times that stored KV turned out to be broken"),
 }
-# Errors that end a load; others are told once they occur.
-_REASONS = ("timeout", "not_stored", "tier_unavailable", "pool_exhausted")
+# Of counters of loads that failed; others are told, by their error's class, once they occur.
+_REASONS = {
+    "loads_failed:TooLate": "timeout",
+    "loads_failed:NotStored": "not_stored",
+    "loads_failed:TierUnavailable": "tier_unavailable",
+    "loads_without_room": "pool_exhausted",
+}
 
 
 def storage_families(use: StorageUse) -> Iterator[Metric]:
@@ -65,11 +70,9 @@ def storage_families(use: StorageUse) -> Iterator[Metric]:
 
 
 def _failures(use: StorageUse) -> dict[str, int]:
-    """By reason: an error's class in lower case, or `timeout`."""
-    found = dict.fromkeys(_REASONS, 0)
-    found["timeout"] = use.counters.get("load_timeouts", 0)
-    for name, n in use.counters.items():
+    found = {reason: use.counters.get(name, 0) for name, reason in _REASONS.items()}
+    for name in use.counters.keys() - _REASONS.keys():
         event, _, error = name.partition(":")
         if event == "loads_failed":
-            found[re.sub(r"(?<!^)(?=[A-Z])", "_", error).lower()] = n
+            found[re.sub(r"(?<!^)(?=[A-Z])", "_", error).lower()] = use.counters[name]
     return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ByteSize,
     ConfigDict,
@@ -22,19 +21,10 @@ from semshare.errors import InvalidRequest
 
 MIN_DISK_BYTES = 2 << 20  # less leaves nothing beside the tier's index
 _DEFAULTS = StorageConfig()
-_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 # Settings that say something only where others name what they are about.
 _OF_DISK = ("storage_disk_bytes",)
 _OF_REDIS = ("storage_redis_cluster", "storage_redis_bytes")
 _OF_ANY = ("storage_eviction", "storage_format", "storage_compression", "storage_load_timeout_s")
-
-
-def _with_a_scheme(url: SecretStr) -> SecretStr:
-    scheme, separator, _ = url.get_secret_value().partition("://")
-    if not separator or scheme not in _SCHEMES:  # not named: what is before it may be a password
-        known = ", ".join(f"{one}://" for one in _SCHEMES)
-        raise ValueError(f"a Redis URL begins with one of {known}")
-    return url
 
 
 class StorageSettings(BaseModel):
@@ -58,7 +48,7 @@ class StorageSettings(BaseModel):
         description="most that the folder may take",
     )
     # It may hold a password, so it is shown nowhere.
-    storage_redis_url: Annotated[SecretStr, AfterValidator(_with_a_scheme)] | None = Field(
+    storage_redis_url: SecretStr | None = Field(
         default=None,
         description="Redis or Valkey that processes share; needs the extra `redis`; secret, so "
         "better not a flag",
@@ -130,8 +120,8 @@ class StorageSettings(BaseModel):
             _check_folder(self.storage_disk_path)
             values["disk_path"] = str(self.storage_disk_path)
         if self.storage_redis_url is not None:
-            _check_redis()
             values["redis_url"] = self.storage_redis_url.get_secret_value()
+            _check_redis(values["redis_url"])
         return StorageConfig(
             host_bytes=int(self.storage_host_bytes),
             disk_bytes=int(self.storage_disk_bytes),
@@ -161,9 +151,15 @@ def _check_folder(path: Path) -> None:
     )
 
 
-def _check_redis() -> None:
+def _check_redis(url: str) -> None:
     if importlib.util.find_spec("redis") is None:
         raise InvalidRequest(
             "storage_redis_url is set, but the package redis is not installed: install "
             "`semshare[redis]`, or leave the setting out"
         )
+    from semshare.kv.tiers.redis_url import parse  # noqa: PLC0415 - an extra
+
+    try:
+        parse(url)
+    except InvalidRequest as error:  # which does not quote the URL
+        raise InvalidRequest(f"storage_redis_url: {error}") from None

@@ -177,11 +177,10 @@ def test_the_example_stores_donors_in_the_state_folder() -> None:
 
 def test_the_valkey_to_begin_with_fits_its_settings() -> None:
     """It is commented out in both files, and works once it is not."""
-    commented_out = re.compile(r"^  # (valkey:|shared-donors:|  .+)$", re.MULTILINE)
+    commented_out = re.compile(r"^  # (valkey:|  .+)$", re.MULTILINE)
     service = yaml.safe_load(commented_out.sub(r"  \1", (DEPLOY / "compose.yaml").read_text()))
     command = service["services"]["valkey"]["command"]
     assert {"valkey", "semshare", "prometheus"} == set(service["services"])
-    assert "shared-donors" in service["volumes"]
     example = (DEPLOY / "semshare.toml").read_text()
     commented = tomllib.loads("\n".join(re.findall(r"^# (storage_\w+ = .+)$", example, re.M)))
     settings = ServiceSettings(**commented)

@@ -74,7 +74,8 @@ async def test_storage_is_told_by_tier(engine: FakeEngine) -> None:
         counters={
             "loads": 7,
             "loaded_tokens": 700,
-            "load_timeouts": 1,
+            "loads_failed:TooLate": 1,
+            "loads_without_room": 9,
             "loads_failed:NotStored": 2,
             "loads_failed:TierFull": 4,
             "donors_demoted": 5,
@@ -100,9 +101,9 @@ async def test_storage_is_told_by_tier(engine: FakeEngine) -> None:
         ("tier_load_failures_total", "timeout"): 1,
         ("tier_load_failures_total", "not_stored"): 2,
         ("tier_load_failures_total", "tier_full"): 4,
+        ("tier_load_failures_total", "pool_exhausted"): 9,
         # What has not happened yet is told too, so that the first time is an increase.
         ("tier_load_failures_total", "tier_unavailable"): 0,
-        ("tier_load_failures_total", "pool_exhausted"): 0,
         ("tier_quarantined_total", "host"): 0,
         ("tier_quarantined_total", "disk"): 6,
         ("tier_unavailable_total", "host"): 0,
