@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,9 +45,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def started(folder: Path, **settings: Any) -> AsyncIterator[TestClient]:
     """A service whose donors are stored in a folder, from start to stop."""
-    stored = ServiceSettings(
-        kv_budget_bytes=POOL, storage_disk_path=folder, storage_load_timeout_s=60, **settings
-    )
+    settings = {"storage_disk_path": folder, "storage_load_timeout_s": 60, **settings}
+    stored = ServiceSettings(kv_budget_bytes=POOL, **settings)
     async with running(engine_loader(stored), **settings) as client:
         yield client
 
@@ -86,6 +87,39 @@ async def test_donors_survive_a_restart_of_the_service(tmp_path: Path) -> None:
             lines = (await response.text()).splitlines()
         assert 'semshare:tier_unavailable_total{tier="disk"} 0.0' in lines
         assert "semshare:tier_loads_total 0.0" not in lines
+
+
+async def test_a_smaller_format_survives_too_and_is_no_exact_prefix(tmp_path: Path) -> None:
+    form = {"storage_format": "int8", "storage_compression": "zstd"}
+    async with started(tmp_path, **form) as client:
+        await told(client, "PUT", "/v1/donors", {"text": PAPER})
+    async with started(tmp_path, **form) as client:
+        for name, (prompt, policy) in INDEXES.items():
+            body = {"prompt": prompt, "max_tokens": 1, "semshare": policy}
+            answer = (await told(client, "POST", "/v1/completions", body))["semshare"]
+            assert (answer["tokens"]["fresh"] < len(PAPER) // 2) == (name != "prefix"), name
+    async with started(tmp_path) as client:  # another format's are others, and stay
+        assert (await told(client, "GET", "/v1/donors"))["data"] == []
+    assert list(tmp_path.glob("*/blobs/*"))
+
+
+async def test_a_disk_that_goes_away_costs_no_request(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    async with started(folder) as client:
+        donor = await told(client, "PUT", "/v1/donors", {"text": PAPER})
+    async with started(folder) as client:
+        shutil.rmtree(folder)
+        for prompt, policy in INDEXES.values():
+            body = {"prompt": prompt, "max_tokens": 1, "semshare": policy}
+            answer = (await told(client, "POST", "/v1/completions", body))["semshare"]
+            assert answer["fallback"] is None
+        assert (await storage_of(client))["tiers"][0]["name"] == "disk"
+        async with client.get("/metrics") as response:
+            text = await response.text()
+        (unavailable,) = re.findall(r'tier_unavailable_total{tier="disk"} (\S+)', text)
+        assert float(unavailable) > 0
+        await told(client, "DELETE", f"/v1/donors/{donor['id']}")
+        assert (await told(client, "GET", "/v1/donors"))["data"] == []
 
 
 async def test_what_is_deleted_does_not_come_back_with_a_restart(tmp_path: Path) -> None:
