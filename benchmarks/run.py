@@ -35,6 +35,7 @@ COMMANDS = {
     "facts": "eval facts --json",
     "start": "bench start --json",
     "memory": "bench memory --requests 8 --json",
+    "lookup": "bench lookup --json",
     "repair": "bench repair --json",
     "throughput": "bench throughput --limit 8 --json",
     "retention": "bench retention --limit 2 --json",

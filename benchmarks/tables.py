@@ -56,7 +56,7 @@ def _records(*names: str) -> dict[str, dict[str, Any]]:
 def tables() -> str:
     """The README's, as markdown. What has no record is a row that says so."""
     records = _records(*ORDER, "facts", "retention", "start", "frontier")
-    serving = _records(*SERVING)
+    serving, lookup = _records(*SERVING), _records("lookup")
     return "\n\n".join(
         (
             _ttft(records),
@@ -66,6 +66,7 @@ def tables() -> str:
             _frontier(records.get("frontier")),
             _serving(serving),
             _retention(records.get("retention")),
+            _lookup(lookup.get("lookup")),
             _start(records.get("start")),
         )
     )
@@ -260,6 +261,32 @@ def _retention(record: dict[str, Any] | None) -> str:
 def _retention_row(name: str, n_bytes: int, row: dict[str, Any]) -> str:
     pgr = "–" if row["pgr"] is None else f"{row['pgr']:.2f}"
     return f"| {name} | {n_bytes / 1e6:.1f} | {row['kl']:.4f} | {row['top1']:.3f} | {pgr} |"
+
+
+def _lookup(record: dict[str, Any] | None) -> str:
+    """By number of donors; the last row is no measurement."""
+    if record is None:
+        return "Lookup: not measured."
+    rows = [
+        "| donors | lookup, p50 | p99 | prefixes / spans / prompts | recall@1 | bytes a donor |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for point in filter(None, (*record["points"], record["extrapolated"])):
+        parts = " / ".join(
+            f"{point[f'{part}_p50_ms']:.2f}" for part in ("prefixes", "spans", "prompts")
+        )
+        measured = "recall_at_1" in point
+        rows.append(
+            f"| {point['donors']:,}{'' if measured else ' (extrapolated)'} "
+            f"| {point['p50_ms']:.2f} ms | {point['p99_ms']:.2f} ms | {parts} ms "
+            f"| {point['recall_at_1'] if measured else ABSENT} | {point['bytes_per_donor']:,} |"
+        )
+    rows.append(
+        f"\nFinding stored donors of {record['tokens']:.0f} tokens; goals at 100,000: 2 ms (p99), "
+        f"recall 0.98. {record['restart_donors']:,} donors can be found\n"
+        f"{record['restart_s']:.1f} s after their ids and vectors are in memory (goal 2 s)."
+    )
+    return "\n".join(rows)
 
 
 def _start(record: dict[str, Any] | None) -> str:

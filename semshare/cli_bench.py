@@ -123,6 +123,22 @@ def bench_memory(
     show(record, json_output)
 
 
+@bench.command("lookup")
+def bench_lookup(
+    donors: Annotated[int, typer.Option(min=100, help="That are looked among.")] = 100_000,
+    targets: Annotated[int, typer.Option(min=4, help="Prompts that are looked up.")] = 1000,
+    model: Model = "smollm2",
+    json_output: Json = False,
+) -> None:
+    """Finding donors among very many: time, recall, and the indexes' memory."""
+    with starting():
+        from semshare.evaluation.bench_lookup import run_lookup  # noqa: PLC0415
+    record = run_lookup(donors=donors, targets=targets, model=model)
+    if not json_output:
+        print_rows(record["points"])
+    show(record, json_output)
+
+
 @bench.command("repair")
 def bench_repair(
     tokens: Annotated[int, typer.Option(min=1, help="Length of a prompt.")] = 1600,

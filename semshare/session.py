@@ -48,6 +48,7 @@ from semshare.engine.storage import DonorStorage
 from semshare.engine.storage_setup import open_tiers
 from semshare.engine.text import TextAssembler
 from semshare.errors import GivenUp, PoolExhausted
+from semshare.kv.arrival import Arrival
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence
@@ -210,12 +211,15 @@ class Session:
         mode = self.monitor.mode_for(policy, namespace)
         if mode == "off":
             return Planned(full_plan(ids), mode)
+        self.pool.settle()
+        arrivals = tuple(self.pool.arrivals)
         try:
             draft = self.draft(ids, policy.with_mode(mode), namespace, watch)
-            attention, first_look = self._query_attention(draft, watch)
+            attention, first_look = self._query_attention(draft, watch, arrivals)
             with watch.measure("plan"):
                 plan = self.planner.finish(draft, query_attention=attention)
-            return Planned(plan, mode, draft.found.prefix_owners, first_look)
+            owners = draft.found.prefix_owners
+            return Planned(plan, mode, owners, first_look, arrivals=arrivals)
         except Exception as error:  # reuse may cost speed, never an answer
             self.counters[f"fallback:{watch.stage}"] += 1
             log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
@@ -257,7 +261,9 @@ class Session:
             unsafe = self.planner.guard(ids, alignment, found, policy)
         return Draft(ids, policy, found, alignment, unsafe)
 
-    def _query_attention(self, draft: Draft, watch: Stopwatch) -> tuple[Scores | None, int]:
+    def _query_attention(
+        self, draft: Draft, watch: Stopwatch, arrivals: Sequence[Arrival]
+    ) -> tuple[Scores | None, int]:
         """One pass of the question over the donors' KV, for the policy that asks for it.
 
         Returns the attention `[n]` each token got, and the (row, layer) pairs that ran.
@@ -267,7 +273,7 @@ class Session:
         if plan is None:
             return None, 0
         record = AttentionRecord(first_position=len(draft.ids) - draft.policy.tail_tokens)
-        look = Prefill(self.executor, plan, watch, room=0, record=record)
+        look = Prefill(self.executor, plan, watch, room=0, record=record, arrivals=arrivals)
         look.run(watch)
         look.sequence.release()
         return record.upto(len(draft.ids)), look.rows_computed
@@ -295,9 +301,11 @@ class Session:
 
     def exact_plan(self, ids: Ids, namespace: str) -> ReusePlan:
         """A plan that reuses exact prefixes only."""
-        return self.planner.finish(
+        self.pool.settle()
+        plan = self.planner.finish(
             self.draft(ids, ReusePolicy(mode="prefix"), namespace, Stopwatch())
         )
+        return full_plan(ids) if self.pool.arriving(plan.slots[plan.slots >= 0]) else plan
 
     # ------------------------------------------------------- what is asked for
 

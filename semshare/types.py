@@ -325,11 +325,12 @@ class NamespaceUse:
 
 @dataclass(frozen=True, slots=True)
 class TierUse:
-    """What one tier below the pool holds, in bytes."""
+    """What one tier below the pool holds, in bytes, and what it has done."""
 
     name: str  # `host`, `disk` or `redis`
-    used_bytes: int
+    used_bytes: int | None  # None: a server that does not answer
     budget_bytes: int
+    counts: Mapping[str, int]  # since the start, see `semshare.kv.tiers.tier.Tier.counts`
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ def test_help_loads_no_model_library() -> None:
         ["bench"],
         ["bench", "ttft"],
         ["bench", "memory"],
+        ["bench", "lookup"],
         ["bench", "repair"],
         ["bench", "throughput"],
         ["eval"],
@@ -281,11 +282,12 @@ def test_benches_of_requests_together_pass_their_options_on(
 
     def fake(**options: Any) -> dict[str, Any]:
         calls.append(options)
-        return {"saving": 0.8}
+        return {"saving": 0.8, "points": [{"donors": 500}]}
 
-    for name in ("memory", "repair", "throughput"):
+    for name in ("lookup", "memory", "repair", "throughput"):
         monkeypatch.setattr(f"semshare.evaluation.bench_{name}.run_{name}", fake)
     for arguments in (
+        ("lookup", "--donors", "500"),
         ("memory", "--requests", "2", "--split", "val"),
         ("repair", "--limit", "1", "--answer-tokens", "64"),
         ("throughput", "--part", "decode", "--part", "semantic", "--limit", "8"),
@@ -293,8 +295,9 @@ def test_benches_of_requests_together_pass_their_options_on(
     ):
         code, output, _ = run("bench", *arguments, "--json")
         assert code == 0
-        assert last_record(output) == {"saving": 0.8}
-    memory, repair, some, everything = calls
+        assert last_record(output)["saving"] == 0.8
+    lookup, memory, repair, some, everything = calls
+    assert (lookup["donors"], lookup["targets"]) == (500, 1000)
     assert (memory["requests"], memory["tokens"], memory["split"]) == (2, 4000, "val")
     assert (repair["limit"], repair["repeats"], repair["answer_tokens"]) == (1, 2, 64)
     assert (list(some["parts"]), some["limit"]) == (["decode", "semantic"], 8)

@@ -38,6 +38,7 @@ def test_every_benchmark_has_a_place_in_the_tables(benchmarks):
         "start",
         "retention",
         "frontier",
+        "lookup",
         *tables.SERVING,
         *tables.KERNELS,
     }
@@ -57,6 +58,7 @@ def test_a_missing_record_is_a_row(benchmarks, monkeypatch, tmp_path):
     assert "Policies: not measured." in text
     assert "Less KV: not measured." in text
     assert "Start: not measured." in text
+    assert "Lookup: not measured." in text
     assert "Requests together: not measured (throughput, memory, repair)." in text
 
 

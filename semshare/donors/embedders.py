@@ -62,8 +62,9 @@ class ModelEmbedder:
             rows = (part.float().cpu() - mean) * scale[:, None]
             covariance += rows.T @ rows
         self._table = table
-        self._mean = mean
-        self._common = torch.linalg.eigh(covariance).eigenvectors[:, -1]
+        self._mean: NDArray[np.float32] = mean.numpy()
+        common = torch.linalg.eigh(covariance).eigenvectors[:, -1]
+        self._common: NDArray[np.float32] = common.contiguous().numpy()
         self._weights: NDArray[np.float32] = weights.numpy()
 
     @property
@@ -75,10 +76,19 @@ class ModelEmbedder:
         """Weighted mean of the token types' embeddings, as a unit vector."""
         types, counts = np.unique(ids, return_counts=True)
         weights = self._weights[types] * np.log1p(counts).astype(np.float32)
-        rows = self._table[torch.from_numpy(types).to(self._table.device, torch.int64)]
-        pooled = torch.from_numpy(weights) @ (rows.float().cpu() - self._mean)
-        pooled -= (pooled @ self._common) * self._common
-        return _unit(pooled.numpy())
+        # Without torch or a BLAS, whose teams of threads take longer to meet than this takes where
+        # the cores are busy.
+        pooled = np.einsum("i,ij->j", weights, self._rows(types) - self._mean)
+        pooled -= np.einsum("i,i->", pooled, self._common) * self._common
+        return _unit(pooled)
+
+    def _rows(self, types: Ids) -> NDArray[np.float32]:
+        """Embeddings `[n, dim]`."""
+        if self._table.device.type == "cpu" and self._table.dtype == torch.float32:
+            rows: NDArray[np.float32] = self._table.numpy()[types]
+            return rows
+        found = self._table[torch.from_numpy(types).to(self._table.device, torch.int64)]
+        return found.float().cpu().numpy()
 
 
 class SentenceEmbedder:

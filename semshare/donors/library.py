@@ -215,6 +215,18 @@ class DonorLibrary:
         spaces = self._namespaces.values()
         return next((space.donors[name] for space in spaces if name in space.donors), None)
 
+    def forgotten_elsewhere(self, name: str) -> None:
+        """Another process with the same donors has forgotten one."""
+        donor = self.find_by_id(name)
+        if donor is not None:
+            self._remove(donor, "forgotten")
+
+    def not_loaded(self, donor: Donor, pages: Pages) -> None:
+        """A donor's KV has not come into `pages`: they go back; so does it if no tier has it."""
+        self.residency.lost(donor, pages)
+        if self.find_by_id(donor.id) is donor and donor.stored is None and not donor.is_whole:
+            self._remove(donor, "lost")
+
     def no_longer_stored(self, name: str) -> None:
         """No tier below the pool has a donor any more; it stays if all of it is in the pool."""
         donor = self.find_by_id(name)

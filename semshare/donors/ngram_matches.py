@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from semshare.donors.ngrams import Indices, NgramRun
+from semshare.donors.ngrams import Indices, NgramRun, Tokens
 from semshare.types import Ids, Mask
 
 _CANDIDATES = 8  # places looked at for one n-gram; boilerplate repeats without end
@@ -100,7 +100,7 @@ def _candidates(run: NgramRun, low: Indices, high: Indices) -> tuple[Indices, In
         if not run.dead_tokens:
             return pending[of], places
         alive = run.alive[run.donors_at(places)]
-        rank = np.cumsum(alive) - alive  # how many living ones are later
+        rank: Indices = np.cumsum(alive) - alive  # how many living ones are later
         rank -= rank[before[of]]
         living = np.bincount(of[alive], minlength=len(pending))
         done = (living >= _CANDIDATES) | (counts < window) | (window >= _MOST_PASSED)
@@ -112,7 +112,7 @@ def _candidates(run: NgramRun, low: Indices, high: Indices) -> tuple[Indices, In
 
 
 def _common(
-    tokens: NDArray[np.uint16] | Ids,
+    tokens: Tokens,
     target: Ids,
     places: Indices,
     at: Indices,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from semshare.types import Ids, Mask
 
 Indices = NDArray[np.int64]
+Tokens = NDArray[np.int32] | NDArray[np.uint16]  # ids, in 16 bits where they suffice
 
 MOST_TOKENS = (1 << 32) - 1  # whose places a run tells apart; the last place stays free
 
@@ -30,7 +31,7 @@ _DONORS = 1024  # whose tokens are copied in one step
 _BUCKET_BITS = 3  # of the directory: 8 to 16 entries a bucket
 
 
-def ngram_hashes(ids: Ids, n: int) -> NDArray[np.uint64]:
+def ngram_hashes(ids: Tokens, n: int) -> NDArray[np.uint64]:
     """Hash of each n-gram, `[len(ids) − n + 1]`, or empty if there is none."""
     count = max(len(ids) - n + 1, 0)
     hashes = np.zeros(count, dtype=np.uint64)
@@ -43,7 +44,7 @@ def ngram_hashes(ids: Ids, n: int) -> NDArray[np.uint64]:
     return hashes
 
 
-def ngram_keys(ids: Ids, n: int) -> NDArray[np.uint64]:
+def ngram_keys(ids: Tokens, n: int) -> NDArray[np.uint64]:
     """32 bits of each n-gram's hash, in the upper half, `[len(ids) − n + 1]`."""
     keys = ngram_hashes(ids, n)
     # The last id of an n-gram is in the low bits of its hash alone.
@@ -62,7 +63,7 @@ class NgramRun:
 
     numbers: Indices  # [donors] ascending
     starts: Indices  # [donors + 1] place of each donor's first token, and the end
-    tokens: NDArray[np.uint16] | Ids  # [starts[-1]] 16 bits where they suffice
+    tokens: Tokens  # [starts[-1]]
     entries: NDArray[np.uint64]  # [n-grams] sorted
     directory: NDArray[np.uint32]  # [2ᵏ + 1] first entry of each prefix of k bits
     alive: Mask  # [donors]
@@ -220,5 +221,5 @@ def _directory_bits(count: int) -> int:
     return max(count.bit_length() - 1 - _BUCKET_BITS, 0)
 
 
-def _narrow(tokens: Ids) -> NDArray[np.uint16] | Ids:
+def _narrow(tokens: Ids) -> Tokens:
     return tokens.astype(np.uint16) if tokens.max(initial=0) < 1 << 16 else tokens

@@ -10,14 +10,14 @@ import faiss
 import numpy as np
 
 from semshare.donors.embedders import Vector
-from semshare.donors.vector_rows import VectorRows
+from semshare.donors.vector_rows import VectorRows, products
 from semshare.donors.vector_scan import FastScan, GpuScan, VectorScan
 
 # Exhaustive search of this many vectors of 576 dimensions takes a sixth of a millisecond on one
 # core; beyond it codes are searched first.
 FLAT_LIMIT = 5_000
-_CANDIDATES = 256  # best ones by their codes, which are compared exactly
-_SAMPLE = 4096  # vectors that codebooks are learnt from
+CANDIDATES = 256  # best ones by their codes, which are compared exactly
+SAMPLE = 4096  # vectors that codebooks are learnt from
 _ENCODED = 1024  # vectors encoded in one step, which takes 6 ms
 _GROWTH = 4  # codebooks are learnt anew whenever there are so many times more vectors
 
@@ -130,8 +130,8 @@ class PromptIndex:
             rows = np.arange(len(self._rows))
             similarities = self._rows.products(vector)
         else:
-            rows = self._scan.search(vector, max(_CANDIDATES, 4 * k))
-            similarities = self._rows.gather(rows) @ vector
+            rows = self._scan.search(vector, max(CANDIDATES, 4 * k))
+            similarities = products(self._rows.gather(rows), vector)
         best = np.argpartition(-similarities, k - 1)[:k]
         best = best[np.argsort(-similarities[best], kind="stable")]
         return [SimilarDonor(self._names[rows[at]], float(similarities[at])) for at in best]
@@ -166,9 +166,13 @@ class PromptIndex:
         codes = self._next = FastScan(self._dim)
         count = len(self._rows)
         # Some from everywhere: donors of a time are alike.
-        sample = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(np.int64)
-        yield from codes.train(self._rows.gather(sample))
-        while len(codes) < len(self._rows):
+        sample = np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64)
+        vectors = self._rows.gather(sample)
+        yield
+        yield from codes.train(vectors)
+        while True:
             codes.append(next(self._rows.parts(len(codes)))[:_ENCODED])
+            if len(codes) == len(self._rows):  # before another donor comes
+                break
             yield
         self._scan, self._next = codes, None

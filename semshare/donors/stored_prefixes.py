@@ -7,6 +7,7 @@ arrays rest on (Manber and Myers, SIAM J. Computing 1993). So a sorted list of n
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Iterable
 
@@ -36,6 +37,11 @@ class StoredPrefixes:
 
     def __contains__(self, donor: str) -> bool:
         return donor in self._ids
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the list and the dictionary, without names and ids."""
+        return sys.getsizeof(self._order) + sys.getsizeof(self._ids)
 
     def add(self, donor: str, ids: Ids) -> None:
         """Let a donor be found by the beginning of its ids `[n]`, which are kept, not copied.

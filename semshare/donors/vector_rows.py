@@ -80,4 +80,14 @@ class VectorRows:
 
     def products(self, vector: Vector) -> NDArray[np.float32]:
         """The inner product of each with `vector`, `[n]`."""
-        return np.concatenate([np.empty(0, np.float32), *(part @ vector for part in self.parts())])
+        found = [products(part, vector) for part in self.parts()]
+        return np.concatenate([np.empty(0, np.float32), *found])
+
+
+def products(vectors: NDArray[np.float32], vector: Vector) -> NDArray[np.float32]:
+    """The inner product of each of `vectors` `[n, dim]` with `vector`, on one core.
+
+    A BLAS's matrix product would wait for threads of its own, 20 ms where the cores are busy.
+    """
+    found: NDArray[np.float32] = np.vecdot(vectors, vector)
+    return found

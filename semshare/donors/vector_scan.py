@@ -63,8 +63,9 @@ class FastScan:
         part = max(_PART, -(-dim // _MOST_PARTS))
         parts = -(-dim // part)
         self._padding = parts * part - dim  # zeros, which change no product
-        self._index: Any = faiss.IndexPQFastScan(parts * part, parts, 4, faiss.METRIC_INNER_PRODUCT)
-        self._packer = self._index.get_CodePacker()
+        index: Any = faiss.IndexPQFastScan  # its stubs lack half of it
+        self._index = index(parts * part, parts, 4, faiss.METRIC_INNER_PRODUCT)
+        self._packer: Any = self._index.get_CodePacker()
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -159,9 +160,8 @@ class GpuScan:
         return 0
 
     def append(self, vectors: NDArray[np.float32]) -> None:
-        """Copy more vectors `[m, dim]`, but to places that were there before."""
-        known = min(max(self._index.ntotal - self._count, 0), len(vectors))
-        self._changed.update(range(self._count, self._count + known))
+        """Copy more vectors `[m, dim]`, but those where others were that count as changed."""
+        known = min(int(self._index.ntotal) - self._count, len(vectors))
         self._count += len(vectors)
         if known < len(vectors):
             self._index.add(vectors[known:])

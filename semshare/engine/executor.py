@@ -61,8 +61,6 @@ class Executor:
         """Copy a layout's copied tokens into the sequence's own slots, keys re-aligned."""
         if len(layout.copied) == 0:
             return
-        for arrival in self.pool.arriving(layout.copied_slots):
-            arrival.wait(self.adapter.n_layers)
         is_plain = layout.copied_slots < self.pool.n_slots
         self._load_plain(sequence, layout, np.flatnonzero(is_plain))
         self._load_compressed(sequence, layout, np.flatnonzero(~is_plain))

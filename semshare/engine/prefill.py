@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from semshare.engine.executor import Executor, ForwardResult
 from semshare.engine.rows import AttentionRecord, PromptRows
 from semshare.engine.stopwatch import Stopwatch
+from semshare.kv.arrival import Arrival
 from semshare.kv.sequence import KVSequence, lay_out
 from semshare.types import ReusePlan
 
@@ -31,6 +33,7 @@ class Prefill:
         watch: counts the stage `load`.
         room: slots for the answer.
         record: adds the attention that the fresh rows pay.
+        arrivals: that were on their way when the plan was made; rows wait for those that it reads.
 
     Raises:
         PoolExhausted: no slots, and nothing left to evict. Whatever is raised, no page stays
@@ -46,6 +49,7 @@ class Prefill:
         *,
         room: int,
         record: AttentionRecord | None = None,
+        arrivals: Sequence[Arrival] = (),
     ) -> None:
         pool = executor.pool
         self.plan = plan
@@ -58,8 +62,12 @@ class Prefill:
         with watch.measure("load"):
             layout = lay_out(plan, n_slots=pool.n_slots)
             reused = pool.pages_of(plan.slots[plan.slots >= 0])
+            self._arrivals = tuple(one for one in arrivals if one.fills(reused))
             self.sequence = KVSequence(pool, layout, reused, room=room)
             try:
+                if len(layout.copied):
+                    for arrival in self._arrivals:
+                        arrival.wait(executor.adapter.n_layers)
                 executor.load(self.sequence, layout)
             except BaseException:
                 self.sequence.release()
@@ -90,6 +98,7 @@ class Prefill:
             n_logits=int(len(rows) == self.rows_left),
             deviation=self.plan.deviation,
             record=self.record,
+            arrivals=self._arrivals,
         )
 
     def took(self, rows: PromptRows, result: ForwardResult) -> None:

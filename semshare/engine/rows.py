@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semshare.engine.adapter import NO_ROPE, ModelAdapter
+from semshare.kv.arrival import Arrival
 from semshare.kv.pool import KVPool
 from semshare.kv.sequence import KVSequence, key_tree
 from semshare.planning.deviation import keep_most_deviating
@@ -111,6 +112,7 @@ class PromptRows:
     n_logits:   of the last rows.
     deviation:  lets the row set shrink with depth, by its own rule.
     record:     adds the attention that these rows pay.
+    arrivals:   KV of the sequence that may still be on its way, layer by layer.
     """
 
     sequence: KVSequence
@@ -119,6 +121,7 @@ class PromptRows:
     n_logits: int = 1
     deviation: DeviationSchedule | None = None
     record: AttentionRecord | None = None
+    arrivals: Sequence[Arrival] = ()
 
     @property
     def begins_the_prompt(self) -> bool:
@@ -159,7 +162,6 @@ class _PreparedPrompt:
         self._positions = rows.positions
         self.slots = rows.sequence.own_slots(rows.positions)
         self._length = int(rows.positions[-1]) + 1
-        self._arrivals = pool.arriving(rows.sequence.key_table(self._length).slots)
         self._plan_again()
 
     def _plan_again(self) -> None:
@@ -185,7 +187,7 @@ class _PreparedPrompt:
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         adapter, record = self._adapter, self._rows.record
-        for arrival in self._arrivals:
+        for arrival in self._rows.arrivals:
             arrival.wait(layer + 1)
         kind, window = adapter.rope_kinds[layer], adapter.windows[layer]
         alone = None if self._rows.sequence.retained is None else layer

@@ -15,6 +15,7 @@ from semshare.engine.retain import looking_record, retain
 from semshare.engine.rows import PromptRows
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import PoolExhausted
+from semshare.kv.arrival import Arrival
 from semshare.kv.sequence import KVSequence
 from semshare.planning.plan import full_plan, shared_plan
 from semshare.planning.retention import Retention
@@ -30,6 +31,7 @@ class Planned:
     prefix_owners: tuple[str, ...] = ()  # all donors whose ids the prefix goes through
     first_look: int = 0  # (row, layer) pairs that ran before the plan was made
     fallback: str | None = None  # why everything is computed after all, if it is
+    arrivals: tuple[Arrival, ...] = ()  # that were on their way when the plan was made
 
     @property
     def donors(self) -> set[str]:
@@ -243,4 +245,11 @@ class Served:
 
     def _begin(self) -> Prefill:
         record = None if self._retention is None else looking_record(self.plan)
-        return Prefill(self._executor, self.plan, self.watch, room=self._room, record=record)
+        return Prefill(
+            self._executor,
+            self.plan,
+            self.watch,
+            room=self._room,
+            record=record,
+            arrivals=self.planned.arrivals,
+        )

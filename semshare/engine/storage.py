@@ -25,12 +25,13 @@ from semshare.donors.namespace import Donor
 from semshare.engine.failures import log_failure
 from semshare.engine.fair_lock import FairLock
 from semshare.engine.storage_writer import StorageWriter
-from semshare.errors import NotStored, PoolExhausted, StorageError
+from semshare.errors import NotStored, PoolExhausted, StorageError, TierUnavailable
 from semshare.kv.arrival import Arrival, TooLate
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.tiers.stack import TierStack
-from semshare.types import STORED, Pages, ReusePlan, Slots, StorageUse, TierUse
+from semshare.kv.tiers.tier import Tier
+from semshare.types import STORED, ReusePlan, Slots, StorageUse, TierUse
 
 _READERS = 2  # threads: one waits for bytes while the other checks and decodes
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 1.0, 30.0  # without loads, after one that took too long
@@ -119,7 +120,7 @@ class DonorStorage:
         """What lies in the tiers, and what has happened to it since the start."""
         parts = (self.counters, self.writer.counters, self.stack.counters)
         return StorageUse(
-            tuple(TierUse(t.name, t.used_bytes, t.budget_bytes) for t in self.stack.tiers),
+            tuple(map(_use_of, self.stack.tiers)),
             self.writer.jobs.depth,
             dict(sum(parts, Counter({"donors_demoted": self._library.demoted_donors}))),
         )
@@ -152,8 +153,9 @@ class DonorStorage:
             pages,
             self.stack.format.n_groups,
             self._load_timeout_s,
-            undo=lambda: self._library.residency.lost(donor, pages),
-            on_change=lambda error: self._changed(donor, tokens, reads, error),
+            undo=lambda: self._library.not_loaded(donor, pages),
+            on_failed=lambda error: self._failed(donor, reads, error),
+            on_over=lambda: self._over(donor, tokens, arrival),
         )
         self._library.residency.loaded(donor, numbers, pages)
         self._pool.arrivals.append(arrival)
@@ -183,19 +185,9 @@ class DonorStorage:
             log_failure("a donor could not be loaded", error)
             arrival.fail(StorageError(f"{type(error).__name__} while a donor was loaded"))
 
-    def _changed(
-        self, donor: Donor, tokens: int, reads: Sequence[Future[None]], error: StorageError | None
-    ) -> None:
-        """An arrival has failed, or is over; told in whichever thread, so the lock is not taken."""
-        self.writer.jobs.add("settle", self._settle)
-        if error is None:
-            self._pause_s = _FIRST_PAUSE_S
-            self.counters["loads"] += 1
-            self.counters["loaded_tokens"] += tokens
-            self.writer.loaded(donor)
-            return
-        if all(read.done() for read in reads):
-            return  # it was told when it failed
+    # Both may be called in any thread, so they leave what needs the lock to a job.
+
+    def _failed(self, donor: Donor, reads: Sequence[Future[None]], error: StorageError) -> None:
         self.counters[f"loads_failed:{type(error).__name__}"] += 1
         for read in reads:
             read.cancel()
@@ -204,6 +196,15 @@ class DonorStorage:
             self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
         if isinstance(error, NotStored):
             self.writer.check(donor.id)
+        self.writer.jobs.add("settle", self._settle)
+
+    def _over(self, donor: Donor, tokens: int, arrival: Arrival) -> None:
+        if not arrival.has_failed:
+            self._pause_s = _FIRST_PAUSE_S
+            self.counters["loads"] += 1
+            self.counters["loaded_tokens"] += tokens
+            self.writer.loaded(donor)
+        self.writer.jobs.add("settle", self._settle)
 
     def _settle(self) -> bool:
         with self._lock:
@@ -211,6 +212,14 @@ class DonorStorage:
         with self._idle:
             self._idle.notify_all()
         return True
+
+
+def _use_of(tier: Tier) -> TierUse:
+    try:
+        used = tier.used_bytes
+    except TierUnavailable:
+        used = None
+    return TierUse(tier.name, used, tier.budget_bytes, tier.counts)
 
 
 def write_rows(layer: Tensor, slots: Slots, rows: Tensor) -> None:

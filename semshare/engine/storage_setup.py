@@ -13,6 +13,7 @@ from semshare.kv.tiers.blob_format import BlobFormat, canonical_json
 from semshare.kv.tiers.blob_head import VERSION
 from semshare.kv.tiers.disk import DiskTier
 from semshare.kv.tiers.host import HostTier
+from semshare.kv.tiers.redis import RedisTier
 from semshare.kv.tiers.stack import TierStack
 from semshare.kv.tiers.tier import Tier
 
@@ -36,10 +37,13 @@ def open_tiers(model: ModelAdapter, config: EngineConfig, storage: StorageConfig
         folder = Path(storage.disk_path)
         tiers.append(DiskTier(folder, key, storage.disk_bytes, storage.eviction))
     if storage.redis_url is not None:
-        from semshare.kv.tiers.redis import RedisTier  # noqa: PLC0415 - its package is an extra
-
         tiers.append(
-            RedisTier(storage.redis_url, key, storage.redis_bytes, cluster=storage.redis_cluster)
+            RedisTier(
+                storage.redis_url,
+                fingerprint=key,
+                budget_bytes=storage.redis_bytes,
+                cluster=storage.redis_cluster,
+            )
         )
     return TierStack(tiers, kv_format)
 

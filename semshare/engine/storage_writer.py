@@ -128,6 +128,11 @@ class StorageWriter:
         """See `Watcher`."""
         self.check(donor)
 
+    def forgotten(self, donor: str) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            self._library.forgotten_elsewhere(donor)
+
     # ------------------------------------------------------------------- jobs
 
     def _put(self, donor: Donor, vector: Vector, tiers: list[Tier]) -> bool:
@@ -213,6 +218,7 @@ class StorageWriter:
     def _check(self, donor_id: str) -> bool:
         if not self._stack.holders(donor_id):
             with self._lock:
+                self._pool.settle()  # or it would seem to be in the pool
                 self._library.no_longer_stored(donor_id)
         return True
 

@@ -63,6 +63,11 @@ def peak_resident_bytes() -> int:
     return _bytes_in("/proc/self/status", "VmHWM")
 
 
+def resident_bytes() -> int:
+    """Memory that this process has now. Raises as `peak_resident_bytes`."""
+    return _bytes_in("/proc/self/status", "VmRSS")
+
+
 def available_bytes() -> int:
     """Memory that this machine can give without swapping. Raises as `peak_resident_bytes`."""
     return _bytes_in("/proc/meminfo", "MemAvailable")

@@ -115,7 +115,7 @@ def passages(verses: int, split: Split = "test", *, seed: int = 0) -> tuple[Pass
 
     """
     split = split_named(split)
-    texts = {name: _translation(name) for name in TRANSLATIONS}
+    texts = {name: translation(name) for name in TRANSLATIONS}
     shared = sorted(set.intersection(*(set(verses) for verses in texts.values())))
     books: dict[int, list[int]] = {}
     for verse in shared:
@@ -199,8 +199,13 @@ def _aclsum_folder() -> Path:
 
 
 @cache
-def _translation(name: str) -> dict[int, str]:
-    """Verse id → its text with its number in front, as pythonbible prints it."""
+def translation(name: str) -> dict[int, str]:
+    """Verse id → its text with its number in front, as pythonbible prints it.
+
+    Raises:
+        ModelNotAvailable: the package is not installed.
+
+    """
     try:
         bible = importlib.import_module(f"pythonbible_{name}.plain_text_bible").bible
     except ModuleNotFoundError as error:

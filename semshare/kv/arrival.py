@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from semshare.errors import StorageError, TierUnavailable
 from semshare.types import Pages
 
@@ -25,7 +27,8 @@ class Arrival:
         parts: in which the layers come.
         timeout_s: seconds from now after which nobody waits any longer.
         undo: see `settle`.
-        on_change: called, in whichever thread, when there is something to settle.
+        on_failed: called once if something does not come, in the thread that finds out.
+        on_over: called once when no part is being written any more, in the last writer's thread.
 
     """
 
@@ -36,13 +39,15 @@ class Arrival:
         timeout_s: float,
         *,
         undo: Callable[[], None],
-        on_change: Callable[[StorageError | None], None],
+        on_failed: Callable[[StorageError], None],
+        on_over: Callable[[], None],
     ) -> None:
         self.pages = pages
         self._parts_left = parts
         self._deadline = time.monotonic() + timeout_s
         self._undo: Callable[[], None] | None = undo
-        self._on_change = on_change
+        self._on_failed = on_failed
+        self._on_over = on_over
         self._changed = threading.Condition()
         self._layers = 0  # that are there, from the first on
         self._beyond: dict[int, int] = {}  # parts that came before others: first layer → end
@@ -52,6 +57,10 @@ class Arrival:
     def has_failed(self) -> bool:
         """Whether some of it will not come."""
         return self._error is not None
+
+    def fills(self, pages: Pages) -> bool:
+        """Whether it is about any of these pages."""
+        return bool(np.isin(self.pages, pages).any())
 
     def arrived(self, layers: range) -> None:
         """A part is there."""
@@ -68,7 +77,7 @@ class Arrival:
                 return
             self._error = error
             self._changed.notify_all()
-        self._on_change(error)
+        self._on_failed(error)
 
     def part_over(self) -> None:
         """A part is written, or will not be."""
@@ -77,7 +86,7 @@ class Arrival:
             is_over = self._parts_left == 0
             self._changed.notify_all()
         if is_over:
-            self._on_change(self._error)
+            self._on_over()
 
     def settle(self) -> bool:
         """Let nobody begin with KV that did not come; whoever calls holds the engine's lock.

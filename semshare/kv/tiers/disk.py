@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 import string
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from semshare.errors import NotStored
-from semshare.kv.tiers.counts import TierCounts
 from semshare.kv.tiers.disk_access import BegunAnew, DiskAccess
 from semshare.kv.tiers.disk_catalog import file_names
 from semshare.kv.tiers.disk_files import FaultPoint
-from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor, record_bytes
+from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor
+from semshare.kv.tiers.disk_rows import record_bytes
 from semshare.kv.tiers.disk_store import DiskStore
 from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
@@ -60,7 +60,7 @@ class DiskTier:
         root: Path,
         fingerprint: str,
         budget_bytes: int,
-        policy: PolicyName = "lru",
+        policy: PolicyName = "s3-fifo",
         *,
         timeout_s: float = 10.0,
         at: FaultPoint = lambda point: None,  # noqa: ARG005 - nothing is broken by default
@@ -98,8 +98,8 @@ class DiskTier:
         return store.used_bytes if store else 0
 
     @property
-    def counts(self) -> TierCounts:
-        """What the tier has done and met since it was made."""
+    def counts(self) -> Mapping[str, int]:
+        """What the tier has done and met since it was made, by the names in `disk_access`."""
         return self._access.counts
 
     def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> None:
@@ -171,6 +171,7 @@ class DiskTier:
         with self._access.writing() as store:
             if store.catalog.forget(donor):
                 store.settle()
+                self._access.count(removes=1)
 
     def quarantine(self, donor: str, reason: str) -> None:
         """See `Tier.quarantine`. Its files are kept aside, as far as quarantine has room."""
@@ -227,6 +228,7 @@ class DiskTier:
 
     def _read_records(self) -> list[DonorRecord]:
         records = []
+        damaged = False
         with self._access.writing() as store:
             donors = store.catalog.by_generation()
             used_at = store.catalog.used_at()
@@ -237,11 +239,14 @@ class DiskTier:
                     donor.id,
                     donor.group_bytes,
                 ):
+                    damaged = True
                     self._forget_broken(donor, store, "its record is not what was written")
                 elif generation in used_at:
                     records.append(replace(record, used_at=used_at[generation]))
                 else:
                     records.append(record)
+            if damaged:
+                store.index.check()
             self._access.try_to_settle(store)
         return records
 

@@ -6,17 +6,30 @@ import errno
 import logging
 import sqlite3
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from semshare.errors import BlobForeign, StoreLocked, TierUnavailable
-from semshare.kv.tiers.counts import TierCounts
+from semshare.kv.tiers.counting import Counts
 from semshare.kv.tiers.disk_index import is_broken
 from semshare.kv.tiers.disk_store import DiskStore
 
 logger = logging.getLogger(__name__)
+
+COUNTS = (
+    "puts",  # donors kept, or replaced
+    "reads",  # that were answered
+    "removes",  # of donors that were there
+    "bytes_written",  # of blobs
+    "bytes_read",
+    "evictions",  # donors that went for want of room
+    "quarantined",  # donors that went because something of them was not what was written
+    "orphans",  # files of no donor that were collected
+    "rebuilt",  # indexes that could not be read and were begun anew
+    "reopened",  # times the folder was back after it had gone
+    "errors",  # calls that ended with `TierUnavailable`, and deletions put off
+)
 
 _WAYS_OUT = {
     errno.ENOSPC: "free space on the disk, or lower the tier's budget",
@@ -60,8 +73,7 @@ class DiskAccess:
         self._where = str(folder)
         self._timeout_s = timeout_s
         self._writer = threading.Lock()
-        self._counting = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts = Counts(COUNTS)
         self._closed = False
         self.store: DiskStore | None = None
         with self._mapped():
@@ -69,15 +81,14 @@ class DiskAccess:
             self.store = self._open()
 
     @property
-    def counts(self) -> TierCounts:
-        """What was counted."""
-        with self._counting:
-            return TierCounts(**self._counts)
+    def counts(self) -> Mapping[str, int]:
+        """What was counted, by the names in `COUNTS`."""
+        return self._counts.read()
 
     def count(self, **more: int) -> None:
-        """Add to counters, by the names that `TierCounts` gives them."""
-        with self._counting:
-            self._counts.update(more)
+        """Add to counters."""
+        for name, n in more.items():
+            self._counts.add(name, n)
 
     def reading(self) -> DiskStore:
         """The store, opened again if it was lost."""

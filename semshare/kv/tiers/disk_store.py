@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,13 +53,12 @@ class DiskStore:
         timeout_s: float,
         at: FaultPoint,
     ) -> None:
-        self.catalog = DiskCatalog(donor_bytes, policy)
         self._path = folder / "index.sqlite3"
         folder.mkdir(exist_ok=True)
         self._lock = StoreLock(folder / "lock")
         try:
             self.files = BlobFolder(folder, quarantine_bytes, at)
-            self._open_index(fingerprint, timeout_s, at)
+            self._open_index(fingerprint, timeout_s, at, lambda: DiskCatalog(donor_bytes, policy))
         except BaseException:
             self._lock.release()
             raise
@@ -87,8 +86,8 @@ class DiskStore:
                     self.files.set_aside(one.names)
                 else:
                     self.files.remove(one.names)
-            self.catalog.deleted(batch)
             self.index.tidy()
+            self.catalog.deleted(batch)
 
     def write_uses(self) -> None:
         """Write down when donors were used."""
@@ -112,11 +111,20 @@ class DiskStore:
         finally:
             self._lock.release()
 
-    def _open_index(self, fingerprint: str, timeout_s: float, at: FaultPoint) -> None:
+    def _open_index(
+        self,
+        fingerprint: str,
+        timeout_s: float,
+        at: FaultPoint,
+        empty: Callable[[], DiskCatalog],
+    ) -> None:
         def begin() -> None:
+            self.catalog = empty()
             self.index = DiskIndex(self._path, fingerprint, timeout_s=timeout_s, at=at)
             try:
                 self._compare(self.index.donors())
+                if self.n_broken:
+                    self.index.check()
             except BaseException:
                 self.index.close()
                 raise
@@ -124,8 +132,8 @@ class DiskStore:
         self.rebuilt = False
         try:
             begin()
-        except sqlite3.Error as error:
-            if not is_broken(error):
+        except (sqlite3.Error, UnicodeError) as error:  # the latter of damaged names of columns
+            if isinstance(error, sqlite3.Error) and not is_broken(error):
                 raise
             logger.warning(
                 "the index %s can't be read (%s); it is begun anew, and the donors it named are "

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from semshare.errors import NotStored
 from semshare.kv.tiers.budget import Budget
+from semshare.kv.tiers.counting import Counts
 from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
 
 # Python's objects beside arrays, strings and blobs themselves, as tracemalloc saw them.
 _OBJECTS_BYTES = 1500  # of a donor
 _VIEW_BYTES = 320  # of a blob
+
+
+_COUNTS = (
+    "puts",
+    "reads",
+    "removes",
+    "bytes_written",
+    "bytes_read",
+    "evictions",
+    "quarantined",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,13 @@ class HostTier:
         self._budget = Budget(self.name, budget_bytes, policy)
         self._held: dict[str, _Held] = {}
         self._tellers: list[Callable[[str], None]] = []
+        self._counts = Counts(_COUNTS)
         self._lock = threading.Lock()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """See `Tier`."""
+        return self._counts.read()
 
     @property
     def budget_bytes(self) -> int:
@@ -52,6 +70,8 @@ class HostTier:
         held = _Held(record, tuple(memoryview(blob).toreadonly() for blob in blobs))
         with self._lock:
             victims = self._hold(held)
+        self._counts.add("puts")
+        self._counts.add("bytes_written", record.n_bytes)
         self._tell(victims)
 
     def read(self, donor: str, group: int, ranges: Sequence[ByteRange]) -> list[Buffer]:
@@ -63,7 +83,10 @@ class HostTier:
                 f"tier {self.name} has no layer group {group} of donor {donor}: it was evicted, "
                 "removed or never put here; compute it anew"
             )
-        return [held.blobs[group][part.start : part.stop] for part in ranges]
+        parts = [held.blobs[group][part.start : part.stop] for part in ranges]
+        self._counts.add("reads")
+        self._counts.add("bytes_read", sum(part.nbytes for part in parts))
+        return list(parts)
 
     def holds(self, donor: str) -> bool:
         """See `Tier`."""
@@ -90,11 +113,14 @@ class HostTier:
     def remove(self, donor: str) -> None:
         """See `Tier`."""
         with self._lock:
-            self._held.pop(donor, None)
+            held = self._held.pop(donor, None)
             self._budget.remove(donor)
+        self._counts.add("removes", int(held is not None))
 
     def quarantine(self, donor: str, reason: str) -> None:  # noqa: ARG002 - nobody looks here for it
         """See `Tier`. Memory has nothing to be looked into later: it is dropped."""
+        if self.holds(donor):
+            self._counts.add("quarantined")
         self.remove(donor)
 
     def records(self) -> Iterable[DonorRecord]:
@@ -126,6 +152,7 @@ class HostTier:
         return victims
 
     def _tell(self, victims: Sequence[str]) -> None:
+        self._counts.add("evictions", len(victims))
         for victim in victims:
             for tell in self._tellers:
                 tell(victim)

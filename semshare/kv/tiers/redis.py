@@ -189,6 +189,10 @@ class RedisTier:
         self._counts.add("bytes_read", sum(map(len, found)))
         return list(found)
 
+    def holds(self, donor: str) -> bool:
+        """Whether it is known here to lie in the server."""
+        return self._known.where(donor) is not None
+
     def used(self, donor: str) -> None:
         """Count a use, for all processes."""
         with self._bounded(self._timeouts.command):
@@ -206,7 +210,7 @@ class RedisTier:
     def remove(self, donor: str) -> None:
         """Drop a donor, for all processes."""
         with self._bounded(self._timeouts.command):
-            if self._known.drop(donor, None):
+            if self._known.drop(donor, None, forgotten=True):
                 self._counts.add("removes")
 
     def quarantine(self, donor: str, reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from semshare.errors import TierUnavailable
 from semshare.kv.tiers.counting import Counts
@@ -28,7 +28,7 @@ _START = "0-0"
 class _Event:
     id: str
     revision: int
-    gone: bool
+    kind: Literal["put", "gone", "forgotten"]
     donor: str
     process: str
 
@@ -187,9 +187,9 @@ class EventReader:
                 self._counts.add("events")
                 changed[event.donor] = event
         for event in changed.values():
-            if event.gone:
-                self._vanished(event.donor, event.revision)
-        asked = [event.donor for event in changed.values() if not event.gone]
+            if event.kind != "put":
+                self._vanished(event.donor, event.revision, forgotten=event.kind == "forgotten")
+        asked = [event.donor for event in changed.values() if event.kind == "put"]
         with within(self._seconds):
             entries = self._ledger.entries(asked)
         self._tell_of(
@@ -220,18 +220,21 @@ class EventReader:
                     watcher.appeared(found.record)
         self.ask_again(missing)
 
-    def gone(self, donor: str) -> None:
+    def gone(self, donor: str, *, forgotten: bool = False) -> None:
         """Tell that a donor is there no longer."""
         for watcher in self._watchers:
-            watcher.vanished(donor)
+            if forgotten:
+                watcher.forgotten(donor)
+            else:
+                watcher.vanished(donor)
 
-    def _vanished(self, donor: str, revision: int) -> None:
+    def _vanished(self, donor: str, revision: int, *, forgotten: bool = False) -> None:
         with self._lock:
             self._pending.pop(donor, None)
         with self._known.committing():
             was_told = self._known.forget(donor, up_to=revision)
         if was_told:
-            self.gone(donor)
+            self.gone(donor, forgotten=forgotten)
 
 
 def _events(found: Any) -> list[_Event]:
@@ -239,7 +242,7 @@ def _events(found: Any) -> list[_Event]:
         _Event(
             id=name.decode(),
             revision=int(fields[b"revision"]),
-            gone=fields[b"kind"] == b"gone",
+            kind=fields[b"kind"].decode(),
             donor=unescaped(fields[b"donor"].decode()),
             process=fields[b"process"].decode(),
         )

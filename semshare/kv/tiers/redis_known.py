@@ -134,10 +134,10 @@ class Known:
                 continue
             yield from found
 
-    def drop(self, donor: str, where: Location | None) -> bool:
+    def drop(self, donor: str, where: Location | None, *, forgotten: bool = False) -> bool:
         """Take a donor out of the server, only this generation of it if one is given."""
         with within(self._seconds):
-            gone = self._ledger.retire(donor, where)
+            gone = self._ledger.retire(donor, where, forgotten=forgotten)
             self.forget(donor)
             if gone is None:
                 return False

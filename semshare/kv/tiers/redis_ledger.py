@@ -110,10 +110,18 @@ class Ledger:
             )
         )
 
-    def retire(self, donor: str, where: Location | None = None) -> Location | None:
-        """Take a donor out, only this generation of it if one is given: what must be deleted."""
+    def retire(
+        self, donor: str, where: Location | None = None, *, forgotten: bool = False
+    ) -> Location | None:
+        """Take a donor out, only this generation of it if one is given: what must be deleted.
+
+        Others are told that it was `forgotten` for good, or that it is gone from here.
+        """
         found = self._do(
-            redis_scripts.RETIRE, escaped(donor), where.generation if where is not None else ""
+            redis_scripts.RETIRE,
+            escaped(donor),
+            where.generation if where is not None else "",
+            "forgotten" if forgotten else "gone",
         )
         return _place(found) if found else None
 

@@ -193,7 +193,7 @@ RETIRE = (
 local found = entry(ARGV[3])
 if not found or (ARGV[4] ~= '' and found.generation ~= ARGV[4]) then return '' end
 retire(ARGV[3], found)
-tell('gone', ARGV[3])
+tell(ARGV[5], ARGV[3])
 return found.location
 """
 )

@@ -48,6 +48,7 @@ class StoreLock:
     def release(self) -> None:
         """Let the next one have it. Safe to call twice."""
         if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # forked processes have it open, too
             os.close(self._fd)
             self._fd = None
 

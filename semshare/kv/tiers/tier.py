@@ -7,7 +7,7 @@ them; whether a blob is whole is found out by whoever decodes it, who then says 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -89,6 +89,9 @@ class Watcher(Protocol):
     def vanished(self, donor: str) -> None:
         """A donor is there no longer."""
 
+    def forgotten(self, donor: str) -> None:
+        """A donor was removed on purpose (`Tier.remove`), so it should be nowhere any more."""
+
 
 class Tier(Protocol):
     """Keeps donors under a byte budget. Thread-safe.
@@ -109,6 +112,17 @@ class Tier(Protocol):
     @property
     def used_bytes(self) -> int:
         """What they take now."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What it has done and met since it was made, by the same names in every tier.
+
+        puts, reads, removes: calls that did something.
+        bytes_written, bytes_read: of blobs.
+        evictions:   donors that went for want of room.
+        quarantined: donors that went because something of them was not what was written.
+        errors:      calls that ended with `TierUnavailable`; there if the tier can fail.
+        """
 
     def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> None:
         """Keep a donor, or replace it. It is found only once all of it is safe.

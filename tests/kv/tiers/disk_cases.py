@@ -6,7 +6,10 @@ Imports no torch: the processes that are killed are started by the hundred.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,18 @@ from semshare.kv.tiers.tier import ByteRange, DonorRecord
 
 FINGERPRINT = "0123456789abcdef"
 BUDGET = 4 << 20
+
+
+def in_memory() -> Generator[Path]:
+    """A folder where syncing costs nothing, which is most of the time of tests that write much.
+
+    For what a kill leaves behind it is the same: the kernel keeps what was written.
+    """
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        root = Path(folder) / "root"  # so that what is made beside it goes, too
+        root.mkdir()
+        yield root
 
 
 def blobs_of(donor: str, version: int, sizes: Iterable[int] = (5000, 3000)) -> list[bytes]:
@@ -104,4 +119,29 @@ def bytes_on_disk(root: Path) -> int:
 
 
 def open_tier(root: Path, **settings: object) -> DiskTier:
-    return DiskTier(root, FINGERPRINT, **{"budget_bytes": BUDGET, **settings})  # type: ignore[arg-type]
+    return DiskTier(root, FINGERPRINT, **{"budget_bytes": BUDGET, "policy": "lru", **settings})  # type: ignore[arg-type]
+
+
+def put_two(tier: DiskTier, donor: str, version: int = 0, size: int = 5000) -> None:
+    tier.put(record_of(donor, version, (size, 3000)), blobs_of(donor, version, (size, 3000)))
+
+
+def check_stored(tier: DiskTier, versions: dict[str, int], size: int = 5000) -> None:
+    """The tier holds these and nothing else, as they were written."""
+    found = {record.id: said(record) for record in tier.records()}
+    expected = {one: record_of(one, version, (size, 3000)) for one, version in versions.items()}
+    assert found == {one: said(record) for one, record in expected.items()}
+    for donor, record in expected.items():
+        assert read_all(tier, record) == blobs_of(donor, versions[donor], (size, 3000))
+
+
+def put(tier: DiskTier, donor: str, version: int = 0, **settings: object) -> None:
+    record = record_of(donor, version, **settings)  # type: ignore[arg-type]
+    tier.put(record, blobs_of(donor, version, record.group_bytes))
+
+
+def open_copy(root: Path) -> DiskTier:
+    """A store as it would be found if its process had been killed now."""
+    copy = root.with_name(root.name + " copy")
+    shutil.copytree(root, copy)
+    return open_tier(copy)

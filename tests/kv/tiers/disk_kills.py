@@ -178,7 +178,7 @@ def main(folder: Path, kills: int) -> None:
         version = max(version, follow(possible, events, small))
         wrong, tier = look(root, seed, possible)
         failures += wrong
-        totals.update(orphans=tier.counts.orphans, broken=tier.counts.quarantined)
+        totals.update(orphans=tier.counts["orphans"], broken=tier.counts["quarantined"])
         totals["evictions"] += sum(event[0] == "evicted" for event in events)
         tier.close()
     print(json.dumps({"kills": kills, "points": points, **totals, "failures": failures}))  # noqa: T201 - read by the test

@@ -88,6 +88,12 @@ class Told:
             self.log.append(("vanished", donor))
             self.changed.notify_all()
 
+    def forgotten(self, donor: str) -> None:
+        with self.changed:
+            self.there.pop(donor, None)
+            self.log.append(("forgotten", donor))
+            self.changed.notify_all()
+
     def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> float:
         """Seconds until `condition` held."""
         start = time.monotonic()

@@ -55,8 +55,8 @@ def test_others_are_told_within_a_second_and_oneself_never(url: str, open_tier: 
     tiers[2].remove("a")
     for watcher in told[:2]:
         assert watcher.wait_for(lambda watcher=watcher: "a" not in watcher.there) < SOON_S
-    assert told[0].log == [("appeared", "a"), ("vanished", "a")]
-    assert told[1].log == [("appeared", "a"), ("vanished", "a")]
+    assert told[0].log == [("appeared", "a"), ("forgotten", "a")]
+    assert told[1].log == [("appeared", "a"), ("forgotten", "a")]
 
     # What goes for want of room is told to who made it go in one way, to others in the other.
     gone: list[str] = []
