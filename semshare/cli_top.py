@@ -150,8 +150,8 @@ def _stats(snapshot: Snapshot) -> Table:
     for name, value in _leaves(snapshot.stats):
         table.add_row(Text(name), Text(_number(name, value)))
     for tier in (snapshot.stats.get("storage") or {}).get("tiers", ()):
-        held = f"{decimal(tier['used_bytes'])} of {decimal(tier['budget_bytes'])}"
-        table.add_row(Text(f"storage.{tier['name']}"), held)
+        used = "–" if tier["used_bytes"] is None else decimal(tier["used_bytes"])
+        table.add_row(Text(f"storage.{tier['name']}"), f"{used} of {decimal(tier['budget_bytes'])}")
     return table
 
 

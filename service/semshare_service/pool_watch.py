@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from semshare.engine.failures import log_failure
 from semshare.types import PoolUse, StorageUse
@@ -107,4 +107,6 @@ def pool_body(told: PoolSnapshot | None, tenant: Tenant) -> Body:
 def _storage_body(use: StorageUse | None) -> Body | None:
     if use is None:
         return None
-    return {"tiers": [asdict(tier) for tier in use.tiers], "waiting": use.waiting}
+    names = ("name", "used_bytes", "budget_bytes")
+    tiers = [{name: getattr(tier, name) for name in names} for tier in use.tiers]
+    return {"tiers": tiers, "waiting": use.waiting}

@@ -19,11 +19,16 @@ _WHOLE = {  # of `StorageUse.counters`, by name of the metric
     "donors_written": ("donors_written", "donors put into at least one tier"),
     "donors_unwritten": ("too_late", "donors gone before it was their turn to be written"),
 }
-_BY_TIER = {  # of counters that end with the tier's name
+_BY_TIER = {  # of the same, which end with the tier's name
     "tier_chunks_read": ("chunks_read", "chunks of donors' KV read, by tier"),
     "tier_full": ("full", "donors that a tier had no room for"),
     "tier_unavailable": ("unavailable", "calls that a tier did not answer"),
-    "tier_quarantined": ("quarantined", "times that stored KV turned out to be broken"),
+}
+_OF_TIERS = {  # of `TierUse.counts`
+    "tier_quarantined": ("quarantined", "donors whose stored KV turned out to be broken"),
+    "tier_evictions": ("evictions", "donors dropped from a tier for others"),
+    "tier_read_bytes": ("bytes_read", "stored KV read, by tier"),
+    "tier_written_bytes": ("bytes_written", "stored KV written, by tier"),
 }
 # Of counters of loads that failed; others are told, by their error's class, once they occur.
 _REASONS = {
@@ -42,7 +47,8 @@ def storage_families(use: StorageUse) -> Iterator[Metric]:
         labels=["tier", "state"],
     )
     for tier in use.tiers:
-        held.add_metric([tier.name, "used"], tier.used_bytes)
+        if tier.used_bytes is not None:
+            held.add_metric([tier.name, "used"], tier.used_bytes)
         held.add_metric([tier.name, "budget"], tier.budget_bytes)
     yield held
     yield GaugeMetricFamily(
@@ -59,6 +65,11 @@ def storage_families(use: StorageUse) -> Iterator[Metric]:
         for tier in use.tiers:
             by_tier.add_metric([tier.name], use.counters.get(f"{counter}:{tier.name}", 0))
         yield by_tier
+    for name, (counter, help_) in _OF_TIERS.items():
+        of_tiers = CounterMetricFamily(_PREFIX + name, help_, labels=["tier"])
+        for tier in use.tiers:
+            of_tiers.add_metric([tier.name], tier.counts.get(counter, 0))
+        yield of_tiers
     failures = CounterMetricFamily(
         f"{_PREFIX}tier_load_failures",
         "loads that failed, so that the request was computed, by reason",

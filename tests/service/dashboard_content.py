@@ -37,7 +37,13 @@ PROMPTS = (
     "Which of the two bids for the lock gates keeps to the tender, and what does it leave out?",
 )
 STORAGE = StorageUse(
-    (TierUse("host", 100_000, 1 << 20), TierUse("disk", 5 << 30, 64 << 30)), waiting=2, counters={}
+    (
+        TierUse("host", 100_000, 1 << 20, {}),
+        TierUse("disk", 5 << 30, 64 << 30, {}),
+        TierUse("redis", None, 8 << 30, {}),
+    ),
+    waiting=2,
+    counters={},
 )
 NAMESPACES = ("default",) * 5 + ("tenders",)
 

@@ -184,6 +184,7 @@ def test_top_once(run: Run, url: str, contract: Contract) -> None:
     assert "pool.free        –" in output
     assert "storage.waiting  2" in output
     assert "storage.disk     2.0 MB of 64.0 GB" in output
+    assert "storage.redis    – of 8.0 GB" in output
     found = record(run("top", "--url", url, "--json")[1])
     assert found["shares"] == {"prefix": 4 / 6, "span": 0.0, "fuzzy": 0.0, "fresh": 2 / 6}
     assert found["stats"] == STATS

@@ -202,6 +202,7 @@ async def test_stats_tell_of_storage_by_tier(reading: ReadingEngine) -> None:
         "tiers": [
             {"name": "host", "used_bytes": 100_000, "budget_bytes": 1 << 20},
             {"name": "disk", "used_bytes": 5 << 30, "budget_bytes": 64 << 30},
+            {"name": "redis", "used_bytes": None, "budget_bytes": 8 << 30},
         ],
         "waiting": 2,
     }

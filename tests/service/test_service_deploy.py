@@ -51,7 +51,7 @@ def instructions(name: str) -> list[str]:
 def families() -> set[tuple[str, str, str]]:
     """Name, type and help of every metric there is."""
     worker = WorkerStatus("ready", "fake", 1024, 0, 32, False, None, 0)
-    below = StorageUse((TierUse("disk", 1, 1),), waiting=0, counters={})
+    below = StorageUse((TierUse("disk", 1, 1, {}),), waiting=0, counters={})
     use = PoolUse({}, 1, 1, 1, donors_evicted=0, storage=below)
     text = Metrics().exposition(worker, PoolSnapshot(use, 0.0), Shadow(0.0).counts(), tenant=None)
     helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text.decode(), re.MULTILINE))

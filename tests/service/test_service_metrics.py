@@ -69,7 +69,10 @@ async def test_an_answer_is_counted(client: TestClient) -> None:
 
 async def test_storage_is_told_by_tier(engine: FakeEngine) -> None:
     engine.storage = StorageUse(
-        (TierUse("host", 10, 100), TierUse("disk", 20, 200)),
+        (
+            TierUse("host", 10, 100, {"bytes_read": 1, "bytes_written": 2, "evictions": 3}),
+            TierUse("redis", None, 200, {"quarantined": 6}),
+        ),
         waiting=3,
         counters={
             "loads": 7,
@@ -79,7 +82,7 @@ async def test_storage_is_told_by_tier(engine: FakeEngine) -> None:
             "loads_failed:NotStored": 2,
             "loads_failed:TierFull": 4,
             "donors_demoted": 5,
-            "quarantined:disk": 6,
+            "unavailable:redis": 11,
             "chunks_read:host": 8,
         },
     )
@@ -93,8 +96,7 @@ async def test_storage_is_told_by_tier(engine: FakeEngine) -> None:
     assert told == {
         ("tier_bytes", "used", "host"): 10,
         ("tier_bytes", "budget", "host"): 100,
-        ("tier_bytes", "used", "disk"): 20,
-        ("tier_bytes", "budget", "disk"): 200,
+        ("tier_bytes", "budget", "redis"): 200,
         ("storage_jobs_waiting",): 3,
         ("tier_loads_total",): 7,
         ("tier_loaded_tokens_total",): 700,
@@ -104,14 +106,20 @@ async def test_storage_is_told_by_tier(engine: FakeEngine) -> None:
         ("tier_load_failures_total", "pool_exhausted"): 9,
         # What has not happened yet is told too, so that the first time is an increase.
         ("tier_load_failures_total", "tier_unavailable"): 0,
-        ("tier_quarantined_total", "host"): 0,
-        ("tier_quarantined_total", "disk"): 6,
         ("tier_unavailable_total", "host"): 0,
-        ("tier_unavailable_total", "disk"): 0,
+        ("tier_unavailable_total", "redis"): 11,
         ("tier_chunks_read_total", "host"): 8,
-        ("tier_chunks_read_total", "disk"): 0,
+        ("tier_chunks_read_total", "redis"): 0,
         ("tier_full_total", "host"): 0,
-        ("tier_full_total", "disk"): 0,
+        ("tier_full_total", "redis"): 0,
+        ("tier_quarantined_total", "host"): 0,
+        ("tier_quarantined_total", "redis"): 6,
+        ("tier_evictions_total", "host"): 3,
+        ("tier_evictions_total", "redis"): 0,
+        ("tier_read_bytes_total", "host"): 1,
+        ("tier_read_bytes_total", "redis"): 0,
+        ("tier_written_bytes_total", "host"): 2,
+        ("tier_written_bytes_total", "redis"): 0,
         ("donors_demoted_total",): 5,
         ("donors_promoted_total",): 0,
         ("donors_written_total",): 0,

@@ -111,7 +111,7 @@ function tiers(storage, pool) {
       const [name, figures] = [TIERS[tier] ?? tier, `${bytes(used)} of ${bytes(budget)}`];
       return h("li", {},
         h("span", {}, name),
-        bar([["stored", used], ["free", Math.max(budget - used, 0)]], `${name}: ${figures}`),
+        bar([["stored", used ?? 0], ["free", Math.max(budget - (used ?? 0), 0)]], `${name}: ${figures}`),
         h("span", { class: "share" }, figures));
     })),
     h("p", { class: "note" }, storage.waiting === 0 ? "All donors are written." :

@@ -145,12 +145,12 @@ class StorageTier(BaseModel):
     """A place for donors below the KV pool.
 
     name:         which one.
-    used_bytes:   what it holds.
+    used_bytes:   what it holds; null where its server does not answer.
     budget_bytes: the most that it may hold.
     """
 
     name: Literal["host", "disk", "redis"]
-    used_bytes: int
+    used_bytes: int | None
     budget_bytes: int
 
 
