@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -20,35 +18,18 @@ from aiohttp.test_utils import TestClient
 from fake_engine import FakeEngine
 from isolation_cases import INDEXES, PAPER, TENANTS, Asker, Askers, completions
 from service_helpers import entered, running, status_where
-from tiny import tiny_model, tiny_tokenizer
+from tiny_service import POOL, load_tiny_models, started
 
-from semshare import EngineConfig, SemShare
 from semshare.cli import main
 from semshare_service.client import AsyncClient
 from semshare_service.engine_closing import EngineClosing
 from semshare_service.serve import engine_loader, serve
 from semshare_service.settings import ServiceSettings
 
-POOL = 32 << 20
-
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever model the settings name is a tiny one."""
-
-    def from_pretrained(name: str, *, config: EngineConfig, **_: Any) -> SemShare:
-        return SemShare(tiny_model(), tiny_tokenizer(), config=config, name=name)
-
-    monkeypatch.setattr(SemShare, "from_pretrained", from_pretrained)
-
-
-@asynccontextmanager
-async def started(folder: Path, **settings: Any) -> AsyncIterator[TestClient]:
-    """A service whose donors are stored in a folder, from start to stop."""
-    settings = {"storage_disk_path": folder, "storage_load_timeout_s": 60, **settings}
-    stored = ServiceSettings(kv_budget_bytes=POOL, **settings)
-    async with running(engine_loader(stored), **settings) as client:
-        yield client
+    load_tiny_models(monkeypatch)
 
 
 async def told(client: TestClient, method: str, path: str, body: object = None) -> Any:
@@ -65,12 +46,12 @@ async def storage_of(client: TestClient) -> Any:
 
 
 async def test_donors_survive_a_restart_of_the_service(tmp_path: Path) -> None:
-    async with started(tmp_path) as client:
+    async with started(storage_disk_path=tmp_path) as client:
         donor = await told(
             client, "PUT", "/v1/donors", {"text": PAPER, "pinned": True, "ttl_s": 3600}
         )
     assert list(tmp_path.glob("*/blobs/*"))
-    async with started(tmp_path) as client:
+    async with started(storage_disk_path=tmp_path) as client:
         (tier,) = (await storage_of(client))["tiers"]
         assert (tier["name"], tier["budget_bytes"]) == ("disk", 64 << 30)
         assert tier["used_bytes"] > 0
@@ -91,23 +72,25 @@ async def test_donors_survive_a_restart_of_the_service(tmp_path: Path) -> None:
 
 async def test_a_smaller_format_survives_too_and_is_no_exact_prefix(tmp_path: Path) -> None:
     form = {"storage_format": "int8", "storage_compression": "zstd"}
-    async with started(tmp_path, **form) as client:
+    async with started(storage_disk_path=tmp_path, **form) as client:
         await told(client, "PUT", "/v1/donors", {"text": PAPER})
-    async with started(tmp_path, **form) as client:
+    async with started(storage_disk_path=tmp_path, **form) as client:
         for name, (prompt, policy) in INDEXES.items():
             body = {"prompt": prompt, "max_tokens": 1, "semshare": policy}
             answer = (await told(client, "POST", "/v1/completions", body))["semshare"]
             assert (answer["tokens"]["fresh"] < len(PAPER) // 2) == (name != "prefix"), name
-    async with started(tmp_path) as client:  # another format's are others, and stay
+    async with started(
+        storage_disk_path=tmp_path
+    ) as client:  # another format's are others, and stay
         assert (await told(client, "GET", "/v1/donors"))["data"] == []
     assert list(tmp_path.glob("*/blobs/*"))
 
 
 async def test_a_disk_that_goes_away_costs_no_request(tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    async with started(folder) as client:
+    async with started(storage_disk_path=folder) as client:
         donor = await told(client, "PUT", "/v1/donors", {"text": PAPER})
-    async with started(folder) as client:
+    async with started(storage_disk_path=folder) as client:
         shutil.rmtree(folder)
         for prompt, policy in INDEXES.values():
             body = {"prompt": prompt, "max_tokens": 1, "semshare": policy}
@@ -123,19 +106,19 @@ async def test_a_disk_that_goes_away_costs_no_request(tmp_path: Path) -> None:
 
 
 async def test_what_is_deleted_does_not_come_back_with_a_restart(tmp_path: Path) -> None:
-    async with started(tmp_path) as client:
+    async with started(storage_disk_path=tmp_path) as client:
         donor = await told(client, "PUT", "/v1/donors", {"text": PAPER})
-    async with started(tmp_path) as client:
+    async with started(storage_disk_path=tmp_path) as client:
         await told(client, "DELETE", f"/v1/donors/{donor['id']}")
-    async with started(tmp_path) as client:
+    async with started(storage_disk_path=tmp_path) as client:
         assert (await told(client, "GET", "/v1/donors"))["data"] == []
     assert not list(tmp_path.glob("*/blobs/*"))
 
 
 async def test_tenants_stay_apart_after_a_restart(tmp_path: Path) -> None:
-    async with started(tmp_path, tenants=TENANTS) as client:
+    async with started(storage_disk_path=tmp_path, tenants=TENANTS) as client:
         donor = await Asker(client, "acme").remember()
-    async with started(tmp_path, tenants=TENANTS) as client:
+    async with started(storage_disk_path=tmp_path, tenants=TENANTS) as client:
         acme, other, boss = (Asker(client, key) for key in TENANTS)
         assert [await one.listed() for one in (acme, other, boss)] == [[donor], [], []]
         for stranger in (other, boss):
@@ -155,11 +138,11 @@ async def test_tenants_stay_apart_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_what_was_published_is_found_by_all_after_a_restart(tmp_path: Path) -> None:
-    async with started(tmp_path, tenants=TENANTS) as client:
+    async with started(storage_disk_path=tmp_path, tenants=TENANTS) as client:
         donor = await Asker(client, "acme").remember()
         boss = Asker(client, "boss")
         assert (await boss.told("POST", f"/v1/donors/{donor}/publish?tenant=acme"))[0] == 200
-    async with started(tmp_path, tenants=TENANTS) as client:
+    async with started(storage_disk_path=tmp_path, tenants=TENANTS) as client:
         other = Asker(client, "other")
         for prompt, policy in INDEXES.values():
             assert await other.reused(prompt, policy) > len(PAPER) // 2
