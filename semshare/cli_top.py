@@ -145,10 +145,13 @@ def _rates(snapshot: Snapshot) -> Table:
 
 
 def _stats(snapshot: Snapshot) -> Table:
-    """Every number the service tells, under the names it tells them by."""
+    """Every number the service tells, under the names it tells them by, and memory by tier."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in _leaves(snapshot.stats):
         table.add_row(Text(name), Text(_number(name, value)))
+    for tier in (snapshot.stats.get("storage") or {}).get("tiers", ()):
+        used = "–" if tier["used_bytes"] is None else decimal(tier["used_bytes"])
+        table.add_row(Text(f"storage.{tier['name']}"), f"{used} of {decimal(tier['budget_bytes'])}")
     return table
 
 

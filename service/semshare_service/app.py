@@ -14,6 +14,7 @@ from semshare.errors import InvalidRequest
 from semshare_service.auth import KeyRing, auth_middleware, only_local_names
 from semshare_service.context import POOL, SERVICE, Service
 from semshare_service.engine import Engine, EngineLoader
+from semshare_service.engine_closing import EngineClosing
 from semshare_service.exchange import READ_TIMEOUT_S, error_middleware
 from semshare_service.finished import finish_middleware, note_answer
 from semshare_service.handles import HANDLES, Handles, handles_life
@@ -50,10 +51,13 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     """
     shadow = Shadow(settings.shadow_share)
     pool, metrics = PoolWatch(), Metrics()
+    closing = EngineClosing(settings.shutdown_timeout_s)
     shadow.on_divergence.append(metrics.observe_divergence)
     tracing = None if settings.otlp_endpoint is None else _tracing(settings.otlp_endpoint)
     worker = ModelWorker(
-        pool.watching(limited(engine if callable(engine) else lambda: engine, settings)),
+        pool.watching(
+            closing.knowing(limited(engine if callable(engine) else lambda: engine, settings))
+        ),
         queue_limit=settings.queue_limit,
         concurrency=settings.concurrency,
         idle_work=shadow,
@@ -63,12 +67,14 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         worker.start()
         yield
         await worker.close(settings.shutdown_timeout_s)
+        await closing.finish()
 
     async def refuse_waiting(_: web.Application) -> None:
         # aiohttp calls this before it waits for requests: the running one ends, the others are told
         # at once that another service must answer them. One that takes too long is given up in
         # time to tell its client.
         worker.drain()
+        closing.begin()
         asyncio.get_running_loop().call_later(settings.shutdown_timeout_s, worker.give_up_running)
 
     app = web.Application(

@@ -132,5 +132,8 @@ class Engine(Protocol):
     ) -> Verification:
         """Score an answer in full and with reuse; `between` is called after each bounded piece."""
 
+    def close(self, timeout_s: float = ...) -> None:
+        """Let donors be written below the pool for about so long, and let go of what lies there."""
+
 
 EngineLoader: TypeAlias = Callable[[], Engine]

@@ -16,6 +16,7 @@ from semshare_service.finished import METHODS, Finished
 from semshare_service.observed import Answered
 from semshare_service.pool_watch import PoolSnapshot
 from semshare_service.shadow import ShadowCounts
+from semshare_service.storage_metrics import storage_families
 from semshare_service.tenants import Tenant
 from semshare_service.worker import WorkerStatus
 
@@ -181,6 +182,8 @@ def _present(
     evicted.add_metric([], use.donors_evicted)
     yield evicted
     yield _gauge("engine_stats_age_seconds", "age of kv_pool_bytes and donors", told.age_s)
+    if use.storage is not None:
+        yield from storage_families(use.storage)
 
 
 def _gauge(name: str, help_: str, value: float) -> GaugeMetricFamily:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from semshare.engine.failures import log_failure
-from semshare.types import PoolUse
+from semshare.types import PoolUse, StorageUse
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.replies import Body
 from semshare_service.tenants import Tenant
@@ -83,10 +83,11 @@ def pool_body(told: PoolSnapshot | None, tenant: Tenant) -> Body:
     """A tenant's part of `GET /v1/stats`, of which `pool` is null before the first snapshot.
 
     What all tenants share (what runs, what is free, evictions) is told where there is only one,
-    and null elsewhere: it tells of others.
+    and null elsewhere: it tells of others. `storage`, in which nobody's part is counted, is told to
+    operators, and null where nothing lies below the pool.
     """
     if told is None:
-        return {"pool": None, "donors": None, "evictions": None}
+        return {"pool": None, "donors": None, "evictions": None, "storage": None}
     use, alone = told.use, not tenant.name
     mine = [kept for name, kept in use.namespaces.items() if name.startswith(tenant.prefix)]
     return {
@@ -99,4 +100,13 @@ def pool_body(told: PoolSnapshot | None, tenant: Tenant) -> Body:
         },
         "donors": sum(kept.donors for kept in mine),
         "evictions": use.donors_evicted if alone else None,
+        "storage": _storage_body(use.storage) if tenant.operator else None,
     }
+
+
+def _storage_body(use: StorageUse | None) -> Body | None:
+    if use is None:
+        return None
+    names = ("name", "used_bytes", "budget_bytes")
+    tiers = [{name: getattr(tier, name) for name in names} for tier in use.tiers]
+    return {"tiers": tiers, "waiting": use.waiting}

@@ -30,7 +30,13 @@ _LINGERING_S = 2.0  # reads on after an early refusal, so that a client that sti
 
 
 def engine_loader(settings: ServiceSettings) -> EngineLoader:
-    """A function that loads the model the settings name."""
+    """A function that loads the model the settings name.
+
+    Raises:
+        InvalidRequest: a tier below the pool can't work as it is set.
+
+    """
+    storage = settings.storage()
 
     def load() -> Engine:
         from semshare import SemShare  # noqa: PLC0415  # seconds: in the worker, not at start
@@ -42,6 +48,7 @@ def engine_loader(settings: ServiceSettings) -> EngineLoader:
             config=EngineConfig(
                 kv_budget_bytes=int(settings.kv_budget_bytes),
                 max_divergence=settings.shadow_max_divergence if settings.shadow_share else None,
+                storage=storage,
             ),
         )
 

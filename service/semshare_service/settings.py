@@ -36,6 +36,7 @@ from pydantic_settings import (
 
 from semshare.config import EngineConfig
 from semshare.errors import InvalidRequest
+from semshare_service.storage_settings import StorageSettings
 
 ENV_PREFIX = "SEMSHARE_"
 CONFIG_VARIABLE = "SEMSHARE_CONFIG"
@@ -86,7 +87,7 @@ def _from_json(value: object) -> object:
         raise ValueError("outside of the settings file, tenants are written as JSON") from None
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(StorageSettings, BaseSettings):
     """Settings of one service process. Sizes are in bytes and may be written `2GiB`."""
 
     model_config = SettingsConfigDict(

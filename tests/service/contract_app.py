@@ -82,6 +82,13 @@ REQUEST = {
 STATS = {
     "pool": {"age_s": 0.25, "donors": 3_000_000, "prefixes": 0, "running": None, "free": None},
     "donors": 7,
+    "storage": {
+        "tiers": [
+            {"name": "disk", "used_bytes": 2_000_000, "budget_bytes": 64_000_000_000},
+            {"name": "redis", "used_bytes": None, "budget_bytes": 8_000_000_000},
+        ],
+        "waiting": 2,
+    },
 }
 KV = [b"\x81header", b"tensor " * 20_000, b"tensor"]
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from reading_engine import ReadingEngine
 
+from semshare.types import StorageUse, TierUse
 from semshare_service.app import create_app
 from semshare_service.context import SERVICE
 from semshare_service.observed import Answered
@@ -34,6 +35,15 @@ PROMPTS = (
     "Translate into French: the nesting season of the terns is over.",
     f"What is in here? {MARKUP} {REPORT[:180]}",
     "Which of the two bids for the lock gates keeps to the tender, and what does it leave out?",
+)
+STORAGE = StorageUse(
+    (
+        TierUse("host", 100_000, 1 << 20, {}),
+        TierUse("disk", 5 << 30, 64 << 30, {}),
+        TierUse("redis", None, 8 << 30, {}),
+    ),
+    waiting=2,
+    counters={},
 )
 NAMESPACES = ("default",) * 5 + ("tenders",)
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from browser import browsing
-from dashboard_content import contract_donors, filled, live_through_an_hour
+from dashboard_content import STORAGE, contract_donors, filled, live_through_an_hour
 from reading_engine import ReadingEngine
 from service_helpers import url_of
 
@@ -16,7 +16,7 @@ INSPECTED = "#inspector .run.fuzzy"
 
 
 async def shoot(folder: Path) -> None:
-    engine = ReadingEngine(running_bytes=150_000)
+    engine = ReadingEngine(running_bytes=150_000, storage=STORAGE)
     with tempfile.TemporaryDirectory() as profile:
         async with filled(engine, contract_donors(45)) as client, browsing(Path(profile)) as page:
             await live_through_an_hour(client)

@@ -25,6 +25,7 @@ from semshare.types import (
     Prompt,
     Provenance,
     ReusePlan,
+    StorageUse,
     TextDelta,
     Timings,
     TokenLogprob,
@@ -47,6 +48,8 @@ class FakeEngine:
     entered:   released once for each call that has begun.
     error:     raised by every call.
     pending:   prompts that wait to become donors.
+    storage:   what lies below the pool.
+    closed:    times that `close` was given.
     """
 
     model_name: str = "fake"
@@ -64,6 +67,8 @@ class FakeEngine:
     kept: dict[tuple[str, str], DonorInfo] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     limits_of: LimitsOf = unlimited
+    storage: StorageUse | None = None
+    closed: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.hold.set()
@@ -245,7 +250,10 @@ class FakeEngine:
 
     def pool_use(self) -> PoolUse:
         assert self.hold.wait(timeout=60)
-        return PoolUse({}, running_bytes=300, used_bytes=300, free_bytes=700, donors_evicted=2)
+        return PoolUse({}, 300, 300, 700, donors_evicted=2, storage=self.storage)
+
+    def close(self, timeout_s: float = 30.0) -> None:
+        self.closed.append(timeout_s)
 
     def complete_pending(self, *, limit: int | None = None) -> list[DonorInfo]:
         if not self.pending:

@@ -86,7 +86,7 @@ class ReadingEngine(FakeEngine):
         }
         kept = sum(use.donor_bytes + use.prefix_bytes for use in namespaces.values())
         free = BUDGET - kept - self.running_bytes
-        return PoolUse(namespaces, self.running_bytes, BUDGET - free, free, donors_evicted=3)
+        return PoolUse(namespaces, self.running_bytes, BUDGET - free, free, 3, self.storage)
 
     def plan(self, prompt: Prompt, *, policy: Any = None, namespace: str = "default") -> ReusePlan:
         self._begin("plan", prompt)

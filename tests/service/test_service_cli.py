@@ -180,8 +180,11 @@ def test_top_once(run: Run, url: str, contract: Contract) -> None:
     assert code == 0
     assert output.startswith(f"fake  {url}  ready  queue 2 of 32\n")
     assert "fuzzy 0.0%, fresh 33.3%" in output
-    assert "pool.donors    3.0 MB" in output
-    assert "pool.free      –" in output
+    assert "pool.donors      3.0 MB" in output
+    assert "pool.free        –" in output
+    assert "storage.waiting  2" in output
+    assert "storage.disk     2.0 MB of 64.0 GB" in output
+    assert "storage.redis    – of 8.0 GB" in output
     found = record(run("top", "--url", url, "--json")[1])
     assert found["shares"] == {"prefix": 4 / 6, "span": 0.0, "fuzzy": 0.0, "fresh": 2 / 6}
     assert found["stats"] == STATS

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 from aiohttp.typedefs import Handler
-from dashboard_content import MARKUP, PROMPTS, REPORT, filled, stats_of
+from dashboard_content import MARKUP, PROMPTS, REPORT, STORAGE, filled, stats_of
 from reading_engine import BUDGET, SECONDS_PER_FRESH_TOKEN, ReadingEngine
 from service_helpers import entered, running, status_where
 
@@ -118,6 +118,7 @@ async def test_none_are_kept_where_the_setting_says_so(reading: ReadingEngine) -
 
 
 async def test_a_tenant_sees_nothing_of_another(reading: ReadingEngine) -> None:
+    reading.storage = STORAGE
     async with filled(reading, tenant_by_header) as client:
         client.session.headers["X-Tenant"] = "other"
         assert (await answer_of(client, "/v1/requests"))["data"] == []
@@ -134,7 +135,7 @@ async def test_a_tenant_sees_nothing_of_another(reading: ReadingEngine) -> None:
             "running": None,  # of all tenants together
             "free": None,
         }
-        assert (found["donors"], found["evictions"]) == (0, None)
+        assert (found["donors"], found["evictions"], found["storage"]) == (0, None, None)
         # Its own it does see, by its own names.
         body = {"prompt": "a b", "max_tokens": 1}
         headers = {"X-Request-Id": "request-1"}
@@ -187,9 +188,24 @@ async def test_stats_tell_who_holds_the_pool(client: TestClient, reading: Readin
         "free": BUDGET - held - 5000,
     }
     assert (found["donors"], found["evictions"]) == (2, 3)
+    assert found["storage"] is None  # nothing lies below the pool
     assert found["model"] == "fake"
     assert (found["queue"]["waiting"], found["queue"]["limit"]) == (0, 32)
     assert found["windows"]["1m"]["requests"] <= found["windows"]["all"]["requests"] == len(PROMPTS)
+
+
+async def test_stats_tell_of_storage_by_tier(reading: ReadingEngine) -> None:
+    reading.storage = STORAGE
+    async with filled(reading) as client:
+        found = (await stats_of(client))["storage"]
+    assert found == {
+        "tiers": [
+            {"name": "host", "used_bytes": 100_000, "budget_bytes": 1 << 20},
+            {"name": "disk", "used_bytes": 5 << 30, "budget_bytes": 64 << 30},
+            {"name": "redis", "used_bytes": None, "budget_bytes": 8 << 30},
+        ],
+        "waiting": 2,
+    }
 
 
 async def test_stats_do_not_wait_for_a_busy_model(reading: ReadingEngine) -> None:
@@ -214,7 +230,7 @@ async def test_stats_do_not_wait_for_a_busy_model(reading: ReadingEngine) -> Non
 
 async def test_a_model_that_is_loading_has_no_pool_yet() -> None:
     told = await PoolWatch().latest()
-    assert pool_body(told, ANYONE) == {"pool": None, "donors": None, "evictions": None}
+    assert pool_body(told, ANYONE) == dict.fromkeys(("pool", "donors", "evictions", "storage"))
 
 
 # ---- the page

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 from browser import CHROMIUM, Page, browsing
-from dashboard_content import MARKUP, PROMPTS, contract_donors, filled
+from dashboard_content import MARKUP, PROMPTS, STORAGE, contract_donors, filled
 from reading_engine import ReadingEngine
 from service_helpers import url_of
 
@@ -21,10 +21,12 @@ KEY = "sk-a-key"
 
 
 @asynccontextmanager
-async def opened(tmp_path: Path, *middlewares: Any) -> AsyncIterator[tuple[Page, TestClient]]:
+async def opened(
+    tmp_path: Path, *middlewares: Any, engine: ReadingEngine | None = None
+) -> AsyncIterator[tuple[Page, TestClient]]:
     """A tab with the dashboard of a service that has answered requests."""
     async with (
-        filled(ReadingEngine(), *middlewares, contract_donors(45)) as client,
+        filled(engine or ReadingEngine(), *middlewares, contract_donors(45)) as client,
         browsing(tmp_path / "profile") as page,
     ):
         await page.go(url_of(client))
@@ -106,6 +108,18 @@ async def test_the_hour_can_be_read_by_keyboard(tmp_path: Path) -> None:
             told.append(await page.get(text_of("#hour-reading")))
         busy = [minute for minute in series if minute["requests"]]
         assert any(f"{busy[-1]['requests']} request" in line and "prefix" in line for line in told)
+
+
+async def test_memory_is_shown_by_tier(tmp_path: Path) -> None:
+    rows = "[...document.querySelectorAll('.tiers li')].map((row) => row.innerText)"
+    async with opened(tmp_path, engine=ReadingEngine(storage=STORAGE)) as (page, _):
+        await page.until("document.querySelector('.tiers li')")
+        pool, host, disk, redis = await page.get(rows)
+        assert pool.startswith("pool")
+        assert host.split() == ["host", "memory", "98", "KiB", "of", "1.0", "MiB"]
+        assert disk.split() == ["disk", "5.0", "GiB", "of", "64.0", "GiB"]
+        assert redis.split() == ["Redis", "–", "of", "8.0", "GiB"]
+        assert "2 writes not done yet." in await page.get(text_of("#memory"))
 
 
 async def test_donors_are_paged_searched_pinned_and_deleted(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fake_engine import FakeEngine
 
 from semshare.cli import app as commands
 from semshare.config import ReusePolicy
-from semshare.types import PoolUse, Timings, TokenSource
+from semshare.types import PoolUse, StorageUse, TierUse, Timings, TokenSource
 from semshare_service.app import create_app
 from semshare_service.errors import KINDS
 from semshare_service.metrics import Metrics
@@ -37,6 +37,7 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
 SETTINGS = load_settings(["--config", str(DEPLOY / "semshare.toml")])[0]
 # Where the files of compose.yaml and the unit put the service's settings and cache.
 CONFIG, CACHE = "/etc/semshare/semshare.toml", "/var/cache/semshare"
+STATE = Path("/var/lib/semshare")  # and stored donors
 
 
 def parsed(name: str) -> Any:
@@ -50,7 +51,8 @@ def instructions(name: str) -> list[str]:
 def families() -> set[tuple[str, str, str]]:
     """Name, type and help of every metric there is."""
     worker = WorkerStatus("ready", "fake", 1024, 0, 32, False, None, 0)
-    use = PoolUse({}, running_bytes=1, used_bytes=1, free_bytes=1, donors_evicted=0)
+    below = StorageUse((TierUse("disk", 1, 1, {}),), waiting=0, counters={})
+    use = PoolUse({}, 1, 1, 1, donors_evicted=0, storage=below)
     text = Metrics().exposition(worker, PoolSnapshot(use, 0.0), Shadow(0.0).counts(), tenant=None)
     helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text.decode(), re.MULTILINE))
     types = dict(re.findall(r"^# TYPE (\S+) (.+)$", text.decode(), re.MULTILINE))
@@ -86,6 +88,7 @@ def test_alerts_ask_for_series_and_labels_that_exist() -> None:
     # What /metrics has at the start shows labels whose values the code names.
     assert 'semshare:mode_steps_total{direction="down"}' in alerts()["SemshareReuseSteppedDown"]
     assert 'semshare:kv_pool_bytes{state="free"}' in alerts()["SemsharePoolFull"]
+    assert "semshare:tier_quarantined_total[1h]" in alerts()["SemshareTierQuarantine"]
 
 
 def test_the_queues_alert_is_below_the_limit() -> None:
@@ -154,13 +157,38 @@ def test_compose_runs_the_image_with_the_example() -> None:
     assert service["environment"] == {"SEMSHARE_CONFIG": CONFIG}
     assert f"./semshare.toml:{CONFIG}:ro" in service["volumes"]
     assert f"model-cache:{CACHE}" in service["volumes"]
+    assert f"donors:{STATE}" in service["volumes"]
+    named = {volume.split(":")[0] for volume in service["volumes"] if volume[0] != "."}
+    assert named <= set(parsed("compose.yaml")["volumes"])
     assert service["ports"] == [f"127.0.0.1:{SETTINGS.port}:{SETTINGS.port}"]
     assert int(service["stop_grace_period"].removesuffix("s")) >= stop_takes_s()
 
 
 def stop_takes_s() -> float:
-    """Requests, 2 s of last words, and four batches of traces of 2 s each."""
-    return SETTINGS.shutdown_timeout_s + 2 + 8
+    """Requests, 2 s of last words, 2 s for tiers to close, four batches of traces of 2 s each."""
+    return SETTINGS.shutdown_timeout_s + 2 + 2 + 8
+
+
+def test_the_example_stores_donors_in_the_state_folder() -> None:
+    assert SETTINGS.storage_disk_path is not None
+    assert SETTINGS.storage_disk_path.parent == STATE
+    assert SETTINGS.storage_redis_url is None
+
+
+def test_the_valkey_to_begin_with_fits_its_settings() -> None:
+    """It is commented out in both files, and works once it is not."""
+    commented_out = re.compile(r"^  # (valkey:|  .+)$", re.MULTILINE)
+    service = yaml.safe_load(commented_out.sub(r"  \1", (DEPLOY / "compose.yaml").read_text()))
+    command = service["services"]["valkey"]["command"]
+    assert {"valkey", "semshare", "prometheus"} == set(service["services"])
+    example = (DEPLOY / "semshare.toml").read_text()
+    commented = tomllib.loads("\n".join(re.findall(r"^# (storage_\w+ = .+)$", example, re.M)))
+    settings = ServiceSettings(**commented)
+    assert settings.storage_redis_url is not None
+    assert settings.storage_redis_url.get_secret_value() == "redis://valkey:6379/0"
+    (maxmemory,) = re.findall(r"--maxmemory (\d+)gb", command)
+    assert settings.storage_redis_bytes <= int(maxmemory) * 2**30 * 0.9
+    assert "--maxmemory-policy noeviction" in command
 
 
 def test_the_unit_starts_a_command_with_the_example() -> None:
@@ -175,6 +203,8 @@ def test_the_unit_starts_a_command_with_the_example() -> None:
     assert int(service["TimeoutStopSec"]) >= stop_takes_s()
     assert service["Environment"].split()[1:] == ["XDG_CACHE_HOME=/var/cache", hub_cache()]
     assert f"/var/cache/{service['CacheDirectory']}" == CACHE
+    assert Path("/var/lib", service["StateDirectory"]) == STATE
+    assert service["StateDirectoryMode"] == "0700"
     for name, value in {
         "DynamicUser": "yes",
         "NoNewPrivileges": "yes",
@@ -218,7 +248,8 @@ def test_the_image_runs_a_command_as_another_user_with_known_settings() -> None:
     assert instructions("CMD") == ['["serve"]']
     assert instructions("USER") == ["semshare"]
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
-    assert instructions("VOLUME") == [CACHE]
+    assert instructions("VOLUME") == [CACHE, str(STATE)]
+    assert f"--group semshare --mode 0700 {STATE}" in DOCKERFILE
     assert instructions("EXPOSE") == [str(ServiceSettings().port)]
     assert f"http://127.0.0.1:{ServiceSettings().port}/health" in DOCKERFILE
     assert hub_cache() in DOCKERFILE

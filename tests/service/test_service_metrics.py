@@ -9,7 +9,7 @@ from fake_engine import FakeEngine
 from prometheus_client.parser import text_string_to_metric_families
 from service_helpers import entered, running
 
-from semshare.types import Divergence
+from semshare.types import Divergence, StorageUse, TierUse
 from semshare_service.auth import hash_key
 from semshare_service.routes.operations import METRICS
 from semshare_service.tenants import Tenant
@@ -65,6 +65,71 @@ async def test_an_answer_is_counted(client: TestClient) -> None:
         value(samples, "http_requests_total", route="/v1/completions", method="POST", status="200")
         == 1
     )
+
+
+async def test_storage_is_told_by_tier(engine: FakeEngine) -> None:
+    engine.storage = StorageUse(
+        (
+            TierUse("host", 10, 100, {"bytes_read": 1, "bytes_written": 2, "evictions": 3}),
+            TierUse("redis", None, 200, {"quarantined": 6}),
+        ),
+        waiting=3,
+        counters={
+            "loads": 7,
+            "loaded_tokens": 700,
+            "loads_failed:TooLate": 1,
+            "loads_without_room": 9,
+            "loads_failed:NotStored": 2,
+            "loads_failed:TierFull": 4,
+            "donors_demoted": 5,
+            "unavailable:redis": 11,
+            "chunks_read:host": 8,
+        },
+    )
+    async with running(engine) as client:
+        samples = await scraped(client)
+    told = {
+        (name, *(value for _, value in labels)): number
+        for (name, labels), number in samples.items()
+        if "tier" in name or "donors_" in name or "storage" in name
+    }
+    assert told == {
+        ("tier_bytes", "used", "host"): 10,
+        ("tier_bytes", "budget", "host"): 100,
+        ("tier_bytes", "budget", "redis"): 200,
+        ("storage_jobs_waiting",): 3,
+        ("tier_loads_total",): 7,
+        ("tier_loaded_tokens_total",): 700,
+        ("tier_load_failures_total", "timeout"): 1,
+        ("tier_load_failures_total", "not_stored"): 2,
+        ("tier_load_failures_total", "tier_full"): 4,
+        ("tier_load_failures_total", "pool_exhausted"): 9,
+        # What has not happened yet is told too, so that the first time is an increase.
+        ("tier_load_failures_total", "tier_unavailable"): 0,
+        ("tier_unavailable_total", "host"): 0,
+        ("tier_unavailable_total", "redis"): 11,
+        ("tier_chunks_read_total", "host"): 8,
+        ("tier_chunks_read_total", "redis"): 0,
+        ("tier_full_total", "host"): 0,
+        ("tier_full_total", "redis"): 0,
+        ("tier_quarantined_total", "host"): 0,
+        ("tier_quarantined_total", "redis"): 6,
+        ("tier_evictions_total", "host"): 3,
+        ("tier_evictions_total", "redis"): 0,
+        ("tier_read_bytes_total", "host"): 1,
+        ("tier_read_bytes_total", "redis"): 0,
+        ("tier_written_bytes_total", "host"): 2,
+        ("tier_written_bytes_total", "redis"): 0,
+        ("donors_demoted_total",): 5,
+        ("donors_promoted_total",): 0,
+        ("donors_written_total",): 0,
+        ("donors_unwritten_total",): 0,
+        ("donors_evicted_total",): 2,
+    }
+
+
+async def test_a_service_without_storage_tells_nothing_of_it(client: TestClient) -> None:
+    assert not [name for name, _ in await scraped(client) if "tier" in name or "storage" in name]
 
 
 async def test_paths_and_methods_of_clients_make_no_labels(client: TestClient) -> None:

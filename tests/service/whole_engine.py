@@ -52,7 +52,9 @@ class WholeEngine(FakeEngine):
 
     def pool_use(self) -> PoolUse:
         namespaces = {name: NamespaceUse(1, 100, 0) for name, _ in self.kept}
-        return PoolUse(namespaces, running_bytes=0, free_bytes=900, donors_evicted=0)
+        return PoolUse(
+            namespaces, running_bytes=0, used_bytes=100, free_bytes=900, donors_evicted=0
+        )
 
     def stream(
         self,

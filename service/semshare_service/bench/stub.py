@@ -71,6 +71,9 @@ class StubEngine:
         """Nothing waits."""
         return []
 
+    def close(self, timeout_s: float = 0.0) -> None:
+        """There is nothing to write."""
+
 
 def _answer(prompt: Prompt, tokens: int, timings: Timings) -> Answer:
     ids = [0] * tokens

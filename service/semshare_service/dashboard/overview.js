@@ -10,12 +10,14 @@ const LEGEND = {
   fresh: "computed",
 };
 
-const TIERS = {
+const HOLDERS = {
   donors: "donors",
   prefixes: "cached prefixes",
   running: "running requests",
   free: "free",
 };
+
+const TIERS = { pool: "pool", host: "host memory", disk: "disk", redis: "Redis" };
 
 export class Overview {
   constructor() {
@@ -79,22 +81,40 @@ function showFirstTokens({ reused: withReuse, computed }, recent) {
     `Table: last hour, without queueing. Plot: ${plural(recent.length, "recent request")}, by length of the prompt.`;
 }
 
-function showMemory({ pool }) {
+function showMemory({ pool, storage }) {
   if (pool === null) {
     byId("memory").replaceChildren(h("p", { class: "note" }, "The model has not told yet."));
     return;
   }
-  const tiers = Object.entries(TIERS).filter(([tier]) => pool[tier] !== null);
-  const all = tiers.reduce((sum, [tier]) => sum + pool[tier], 0);
-  const label = tiers.map(([tier, name]) => `${name} ${bytes(pool[tier])}`).join(", ");
+  const holders = Object.entries(HOLDERS).filter(([holder]) => pool[holder] !== null);
+  const all = holders.reduce((sum, [holder]) => sum + pool[holder], 0);
+  const label = holders.map(([holder, name]) => `${name} ${bytes(pool[holder])}`).join(", ");
   byId("memory").replaceChildren(
-    bar(tiers.map(([tier]) => [tier, pool[tier]]), label),
-    h("dl", {}, ...tiers.flatMap(([tier, name]) => [
-      h("dt", {}, h("b", { class: `swatch ${tier}` }), name),
-      h("dd", {}, bytes(pool[tier])),
-      h("dd", { class: "share" }, percent(pool[tier] / all)),
+    bar(holders.map(([holder]) => [holder, pool[holder]]), label),
+    h("dl", {}, ...holders.flatMap(([holder, name]) => [
+      h("dt", {}, h("b", { class: `swatch ${holder}` }), name),
+      h("dd", {}, bytes(pool[holder])),
+      h("dd", { class: "share" }, percent(pool[holder] / all)),
     ])),
     h("p", { class: "note" }, pool.free === null ? "Of this key's tenant. " : "KV of the whole pool. ",
       pool.age_s < 1 ? "Counted just now." : `Counted ${seconds(pool.age_s)} ago: the model is busy.`),
+    ...(storage === null ? [] : tiers(storage, pool.free === null ? null : [all - pool.free, all])),
   );
+}
+
+// The pool, as bytes used and its budget where they are told, and what lies below it.
+function tiers(storage, pool) {
+  const below = storage.tiers.map((tier) => [tier.name, tier.used_bytes, tier.budget_bytes]);
+  return [
+    h("h4", {}, "By tier, used of the budget"),
+    h("ul", { class: "tiers" }, ...[...(pool ? [["pool", ...pool]] : []), ...below].map(([tier, used, budget]) => {
+      const [name, figures] = [TIERS[tier] ?? tier, `${bytes(used)} of ${bytes(budget)}`];
+      return h("li", {},
+        h("span", {}, name),
+        bar([["stored", used ?? 0], ["free", Math.max(budget - (used ?? 0), 0)]], `${name}: ${figures}`),
+        h("span", { class: "share" }, figures));
+    })),
+    h("p", { class: "note" }, storage.waiting === 0 ? "All donors are written." :
+      `${plural(storage.waiting, "write")} not done yet.`),
+  ];
 }

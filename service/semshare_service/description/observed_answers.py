@@ -141,6 +141,30 @@ class Pool(BaseModel):
     free: int | None
 
 
+class StorageTier(BaseModel):
+    """A place for donors below the KV pool.
+
+    name:         which one.
+    used_bytes:   what it holds; null where its server does not answer.
+    budget_bytes: the most that it may hold.
+    """
+
+    name: Literal["host", "disk", "redis"]
+    used_bytes: int | None
+    budget_bytes: int
+
+
+class Storage(BaseModel):
+    """What lies below the KV pool.
+
+    tiers:   the fastest first.
+    waiting: donors and changes that are still to be written there.
+    """
+
+    tiers: list[StorageTier]
+    waiting: int
+
+
 class Stats(BaseModel):
     """What was reused of the caller's requests, how fast, and who holds the pool.
 
@@ -156,6 +180,8 @@ class Stats(BaseModel):
     pool:      null until the engine has told it.
     donors:    how many the caller has; null until the engine has told it.
     evictions: donors evicted since the start; null until the engine has told it, and with API keys.
+    storage:   for operators; null where nothing lies below the pool, until the engine has told it,
+               and for other keys.
     """
 
     object: Literal["stats"]
@@ -170,3 +196,4 @@ class Stats(BaseModel):
     pool: Pool | None
     donors: int | None
     evictions: int | None
+    storage: Storage | None
