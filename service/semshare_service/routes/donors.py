@@ -13,10 +13,10 @@ from semshare_service.donor_schemas import DonorChanges, DonorListQuery, Publish
 from semshare_service.engine import Engine
 from semshare_service.errors import PermissionDenied
 from semshare_service.exchange import read_body
+from semshare_service.jobs import Abandoned
 from semshare_service.replies import Body, donor_body, list_body, match_body
 from semshare_service.schemas import DonorRequest, MatchRequest, NamespaceFields
 from semshare_service.tenants import Tenant
-from semshare_service.worker import Abandoned
 
 routes = web.RouteTableDef()
 

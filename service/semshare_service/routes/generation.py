@@ -21,12 +21,12 @@ from semshare_service.generation_schemas import (
     CompletionRequest,
     GenerationFields,
 )
+from semshare_service.jobs import Abandoned
 from semshare_service.logprobs import TokenBytes, named_tokens
 from semshare_service.observed import Answered
 from semshare_service.replies import CHAT, COMPLETION, AnswerForm, Body, answer_body
-from semshare_service.streams import send_events
+from semshare_service.streams import Events, send_events
 from semshare_service.tenants import Tenant
-from semshare_service.worker import Abandoned
 
 routes = web.RouteTableDef()
 
@@ -57,7 +57,7 @@ async def _generate(
     model = _served_model(service, fields.model)
     if fields.stream:
         writer = ChunkWriter(form, model=model, include_usage=fields.include_usage)
-        return await send_events(request, _chunks(asked, writer))
+        return await send_events(request, _events(asked, writer))
     return respond(request, await _whole(asked, model))
 
 
@@ -119,22 +119,24 @@ async def _whole(asked: _Asked, model: str) -> Body:
     )
 
 
-async def _chunks(asked: _Asked, writer: ChunkWriter) -> AsyncGenerator[Body]:
+async def _events(asked: _Asked, writer: ChunkWriter) -> AsyncGenerator[Events]:
     def operation(engine: Engine, abandoned: Abandoned) -> Generator[Piece]:
         with closing(asked.deltas(engine, abandoned)) as deltas:
             for delta in deltas:
                 named = named_tokens(delta.logprobs)
                 yield Piece(delta, {token: engine.token_bytes(token) for token in named})
 
-    async with aclosing(asked.service.worker.stream(operation, asked.tenant)) as pieces:
-        async for served in pieces:
-            for chunk in writer.piece(served.value):
-                yield chunk
-            answer = served.value.delta.answer
-            if answer is not None:
-                answer = asked.ended(answer, served.queue_s)
-                for chunk in writer.end(answer, queue_s=served.queue_s):
-                    yield chunk
+    answer, queue_s = None, 0.0
+    async with aclosing(asked.service.worker.stream(operation, asked.tenant)) as arriving:
+        async for served in arriving:
+            chunks = [chunk for piece in served.value for chunk in writer.piece(piece)]
+            if chunks:
+                yield Events(chunks)
+            answer, queue_s = served.value[-1].delta.answer, served.queue_s
+    # Only now, so that whoever has the whole answer finds its place free.
+    assert answer is not None  # noqa: S101 - the engine's last piece has it
+    answer = asked.ended(answer, queue_s)
+    yield Events([*writer.end(answer, queue_s=queue_s)], are_last=True)
 
 
 def _served_model(service: Service, wanted: str | None) -> str:

@@ -22,10 +22,10 @@ from semshare_service.exchange import (
     respond,
 )
 from semshare_service.handles import HANDLES, HeldKV
+from semshare_service.jobs import Abandoned
 from semshare_service.kv_wire import CONTENT_TYPE, HeaderReader, KVHeader, encode, read_layers
 from semshare_service.replies import Body, donor_body, provenance_body
 from semshare_service.schemas import MatchRequest, NamespaceFields, TimeToLive
-from semshare_service.worker import Abandoned
 
 if TYPE_CHECKING:
     from semshare.kv.exchange import KVFormat, LayerKV
