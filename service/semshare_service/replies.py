@@ -78,23 +78,28 @@ CHAT = AnswerForm(
 
 
 def answer_body(
-    answer: Answer, form: AnswerForm, *, model: str, queue_s: float, token_bytes: TokenBytes
+    answer: Answer, choices: list[Body], form: AnswerForm, *, model: str, queue_s: float
 ) -> Body:
-    """A whole answer in OpenAI's form with the `semshare` extension.
-
-    `token_bytes` holds all tokens that the answer's log-probabilities tell of.
-    """
+    """A whole answer in OpenAI's form with the `semshare` extension; `choices` as below."""
     return {
         "id": form.new_id(),
         "object": form.object,
         "model": model,
         "created": int(time.time()),
-        "choices": [
-            _choice(index, choice, form, token_bytes) for index, choice in enumerate(answer.choices)
-        ],
+        "choices": choices,
         "usage": usage_body(answer),
         "semshare": extension_body(answer, queue_s),
     }
+
+
+def choice_bodies(answer: Answer, form: AnswerForm, token_bytes: TokenBytes) -> list[Body]:
+    """The choices of a whole answer. Many log-probabilities take a while: not for the event loop.
+
+    `token_bytes` holds all tokens that they tell of.
+    """
+    return [
+        _choice(index, choice, form, token_bytes) for index, choice in enumerate(answer.choices)
+    ]
 
 
 def _choice(index: int, choice: Choice, form: AnswerForm, token_bytes: TokenBytes) -> Body:

@@ -469,7 +469,7 @@ async def test_a_disconnect_ends_the_running_answer(client: TestClient, engine: 
     await entered(engine)
     (job,) = worker_of(client)._running
     gone.cancel()
-    await status_where(client, lambda _: job.abandoned.is_set())
+    await status_where(client, lambda _: job.abandoned)
     engine.hold.set()
     await status_where(client, lambda _: engine.given_up == 1)
 

@@ -22,9 +22,9 @@ from semshare_service.generation_schemas import (
     GenerationFields,
 )
 from semshare_service.jobs import Abandoned
-from semshare_service.logprobs import TokenBytes, named_tokens
+from semshare_service.logprobs import named_tokens
 from semshare_service.observed import Answered
-from semshare_service.replies import CHAT, COMPLETION, AnswerForm, Body, answer_body
+from semshare_service.replies import CHAT, COMPLETION, AnswerForm, Body, answer_body, choice_bodies
 from semshare_service.streams import Events, send_events
 from semshare_service.tenants import Tenant
 
@@ -34,6 +34,7 @@ routes = web.RouteTableDef()
 @routes.post("/v1/completions")
 async def complete(request: web.Request) -> web.StreamResponse:
     """A text completion in OpenAI's form."""
+    _refuse_unless_room(request)
     fields = CompletionRequest.parse(await read_body(request))
     return await _generate(request, COMPLETION, fields, fields.prompt)
 
@@ -41,9 +42,15 @@ async def complete(request: web.Request) -> web.StreamResponse:
 @routes.post("/v1/chat/completions")
 async def chat(request: web.Request) -> web.StreamResponse:
     """A chat completion in OpenAI's form."""
+    _refuse_unless_room(request)
     fields = ChatRequest.parse(await read_body(request))
     messages = [message.as_chat_message() for message in fields.messages]
     return await _generate(request, CHAT, fields, messages)
+
+
+def _refuse_unless_room(request: web.Request) -> None:
+    """Before the body is read: clients that are refused come again, all of them together."""
+    request.app[SERVICE].worker.check_room(tenant_of(request))
 
 
 async def _generate(
@@ -105,18 +112,17 @@ class _Asked:
 
 
 async def _whole(asked: _Asked, model: str) -> Body:
-    def operation(engine: Engine, abandoned: Abandoned) -> tuple[Answer, TokenBytes]:
+    def operation(engine: Engine, abandoned: Abandoned) -> tuple[Answer, list[Body]]:
         with closing(asked.deltas(engine, abandoned)) as deltas:
             answer = next(delta.answer for delta in deltas if delta.answer is not None)
         named = named_tokens(found for choice in answer.choices for found in choice.logprobs)
-        return answer, {token: engine.token_bytes(token) for token in named}
+        token_bytes = {token: engine.token_bytes(token) for token in named}
+        return answer, choice_bodies(answer, asked.form, token_bytes)
 
     served = await asked.service.worker.submit(operation, asked.tenant)
-    answer, token_bytes = served.value
+    answer, choices = served.value
     answer = asked.ended(answer, served.queue_s)
-    return answer_body(
-        answer, asked.form, model=model, queue_s=served.queue_s, token_bytes=token_bytes
-    )
+    return answer_body(answer, choices, asked.form, model=model, queue_s=served.queue_s)
 
 
 async def _events(asked: _Asked, writer: ChunkWriter) -> AsyncGenerator[Events]:
