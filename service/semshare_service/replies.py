@@ -187,22 +187,23 @@ def token_runs(
     ends |= (position[1:] >= 0) & (np.diff(position) != 1)
     if reasons is not None:
         ends |= reasons[1:] != reasons[:-1]
-    starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
-    runs = []
-    for start, end in zip(starts, [*starts[1:], len(source)], strict=True):
-        has_donor, has_position = donor[start] >= 0, position[start] >= 0
-        reason = FreshReason.REUSED if reasons is None else FreshReason(int(reasons[start]))
-        runs.append(
-            {
-                "start": start,
-                "end": end,
-                "source": TokenSource(int(source[start])).name.lower(),
-                "donor": donors[donor[start]] if has_donor else None,
-                "donor_start": int(position[start]) if has_position else None,
-                "reason": None if reason is FreshReason.REUSED else reason.name.lower(),
-            }
+    starts = np.concatenate(([0], np.flatnonzero(ends) + 1))
+    why = np.full(len(starts), FreshReason.REUSED) if reasons is None else reasons[starts]
+    return [
+        {
+            "start": start,
+            "end": end,
+            "source": TokenSource(kind).name.lower(),
+            "donor": None if of < 0 else donors[of],
+            "donor_start": None if at < 0 else at,
+            "reason": None if reason == FreshReason.REUSED else FreshReason(reason).name.lower(),
+        }
+        for start, end, kind, of, at, reason in zip(
+            *(starts.tolist(), [*starts[1:].tolist(), len(source)]),
+            *(array.tolist() for array in (source[starts], donor[starts], position[starts], why)),
+            strict=True,
         )
-    return runs
+    ]
 
 
 def donor_body(donor: DonorInfo) -> Body:
