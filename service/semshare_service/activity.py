@@ -28,7 +28,8 @@ class _Counts:
 
     def add(self, requests: int, tokens: dict[str, int] | Counter[str]) -> None:
         self.requests += requests
-        self.tokens.update(tokens)
+        for source, count in tokens.items():
+            self.tokens[source] += count
 
     def body(self) -> Body:
         return {

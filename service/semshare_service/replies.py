@@ -19,6 +19,7 @@ from semshare.types import (
     FreshReason,
     Provenance,
     ReusePlan,
+    Timings,
     TokenLogprob,
     TokenSource,
 )
@@ -136,7 +137,10 @@ def extension_body(answer: Answer, queue_s: float) -> Body:
         **provenance_body(answer.provenance),
         "remembered": answer.remembered,
         "donor": None if answer.donor is None else donor_body(answer.donor),
-        "timings": {"queue_s": queue_s, **asdict(answer.timings)},
+        "timings": {
+            "queue_s": queue_s,
+            **{name: getattr(answer.timings, name) for name in Timings.__slots__},
+        },
     }
 
 

@@ -129,7 +129,7 @@ def _marks(body: bytes) -> int:
 
 def _decode_json(body: bytes) -> Any:
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        return _JSON.decode(body.decode("utf-8"))
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # also UnicodeDecodeError and json.JSONDecodeError
@@ -174,6 +174,9 @@ def _refuse_constant(name: str) -> NoReturn:
 def _refuse_above(values: int, max_values: float) -> None:
     if values > max_values:
         raise InvalidRequest(f"the body holds over {max_values} values: send a smaller one")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _check(value: object, max_values: float) -> None:

@@ -12,13 +12,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
+from semshare_service.bench.connection import Connection
 from semshare_service.replies import Body
 
 _TIMEOUT_S = 600.0  # of one answer: with many clients and a real model it waits for long
 _DEFAULT_WAIT_S = 1.0  # where a 429 does not say when to come back
-_JSON = {"Content-Type": "application/json"}
 
 
 class _Broken(Exception):
@@ -52,38 +50,36 @@ async def run_clients(url: str, bodies: Sequence[Body], *, clients: int, seconds
     tally = Tally()
     until = time.monotonic() + seconds
     written = [json.dumps(body).encode() for body in bodies]
-    async with aiohttp.ClientSession(
-        url,
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
-    ) as session:
 
-        async def client(number: int) -> None:
-            while time.monotonic() < until:
-                await _ask(session, written[number % len(written)], tally, until)
-                number += 1
+    async def client(number: int) -> None:
+        connection = Connection(url)
+        while time.monotonic() < until:
+            await _ask(connection, written[number % len(written)], tally, until)
+            number += 1
+        connection.close()
 
-        async with asyncio.TaskGroup() as group:
-            for number in range(clients):
-                group.create_task(client(number))
+    async with asyncio.TaskGroup() as group:
+        for number in range(clients):
+            group.create_task(client(number))
     return tally
 
 
-async def _ask(session: aiohttp.ClientSession, body: bytes, tally: Tally, until: float) -> None:
+async def _ask(connection: Connection, body: bytes, tally: Tally, until: float) -> None:
     started = time.monotonic()
     try:
-        async with session.post("/v1/chat/completions", data=body, headers=_JSON) as response:
-            if response.status == 429:
-                tally.rejected += 1
-                wait_s = float(response.headers.get("Retry-After", _DEFAULT_WAIT_S))
-                await asyncio.sleep(min(wait_s, max(until - started, 0.0)))
-                return
-            if response.status != 200:
-                raise _Broken(f"HTTP {response.status}: {(await response.text())[:200]}")
-            stream = await response.read()
+        async with asyncio.timeout(_TIMEOUT_S):
+            response = await connection.post("/v1/chat/completions", body)
         ended = time.monotonic()
-        check_stream(stream)
-    except (_Broken, aiohttp.ClientError, TimeoutError) as error:
+        if response.status == 429:
+            tally.rejected += 1
+            wait_s = float(response.headers.get("retry-after", _DEFAULT_WAIT_S))
+            await asyncio.sleep(min(wait_s, max(until - started, 0.0)))
+            return
+        if response.status != 200:
+            raise _Broken(f"HTTP {response.status}: {response.body[:200].decode()}")
+        check_stream(response.body)
+    except (_Broken, OSError) as error:
+        connection.close()
         tally.errors[str(error) or type(error).__name__] += 1
     else:
         tally.durations.append(ended - started)
