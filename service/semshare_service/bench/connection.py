@@ -54,16 +54,18 @@ class Connection(asyncio.Protocol):
         self._length, self._has_head = None, False
         self._whole = asyncio.get_running_loop().create_future()
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._address.netloc}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self._address.netloc}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         transport.write(head.encode("ascii") + body)
         await self._whole
         return _response(bytes(self._received))
 
     async def _connected(self) -> asyncio.Transport:
-        loop, address = asyncio.get_running_loop(), self._address
-        transport, _ = await loop.create_connection(lambda: self, address.hostname, address.port)
+        host, port = self._address.hostname, self._address.port
+        assert host is not None  # noqa: S101 - it is the address of a service of ours
+        assert port is not None  # noqa: S101
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, host, port)
         return transport
 
     def close(self) -> None:
