@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from semshare.engine.failures import log_failure
-from semshare.errors import SemShareError
+from semshare.errors import GivenUp, SemShareError
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
 from semshare_service.inbox import Inbox, LoopCalls
@@ -355,6 +355,11 @@ class ModelWorker:
         if claimed:
             try:
                 value = job.context.run(job.operation, engine, job.is_abandoned)
+            except GivenUp:  # whoever still waits was not the one who gave up
+                error = ServiceUnavailable(
+                    "the service stopped before the answer was complete: send the request to "
+                    "another one"
+                )
             except Exception as caught:
                 error = caught
             except BaseException as caught:  # a panic of an extension: this thread lives on

@@ -463,6 +463,20 @@ async def test_a_disconnect_takes_the_waiting_request_along(
     assert [call["prompt"] for _, call in engine.calls] == ["a", "c"]
 
 
+async def test_a_disconnect_ends_a_prompt_that_is_only_computed(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    engine.hold.clear()
+    gone = asyncio.create_task(exchange(client, "PUT", "/v1/donors", {"text": "a"}))
+    await entered(engine)
+    (job,) = worker_of(client)._running
+    gone.cancel()
+    await status_where(client, lambda _: job.abandoned)
+    engine.hold.set()
+    await status_where(client, lambda status: not status.running)
+    assert (engine.given_up, engine.kept) == (1, {})
+
+
 async def test_a_disconnect_ends_the_running_answer(client: TestClient, engine: FakeEngine) -> None:
     engine.hold.clear()
     gone = asyncio.create_task(exchange(client, "POST", "/v1/completions", {"prompt": "a"}))

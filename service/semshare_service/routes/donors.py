@@ -27,9 +27,13 @@ async def remember(request: web.Request) -> web.Response:
     fields, tenant = DonorRequest.parse(await read_body(request)), tenant_of(request)
     space = tenant.space(fields.namespace)
 
-    def operation(engine: Engine, _: Abandoned) -> Body:
+    def operation(engine: Engine, abandoned: Abandoned) -> Body:
         donor = engine.remember(
-            fields.prompt(), namespace=space, pinned=fields.pinned, ttl_s=fields.ttl_s
+            fields.prompt(),
+            namespace=space,
+            pinned=fields.pinned,
+            ttl_s=fields.ttl_s,
+            given_up=abandoned,
         )
         return donor_body(tenant.own(donor))
 

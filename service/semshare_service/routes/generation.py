@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 
 from aiohttp import web
 
-from semshare.errors import GivenUp
 from semshare.types import Answer, GenerateOptions, Prompt, TextDelta
 from semshare_service.chunks import ChunkWriter, Piece
 from semshare_service.context import SERVICE, Service, tenant_of
 from semshare_service.engine import Engine
-from semshare_service.errors import ServiceUnavailable, UnknownModel
+from semshare_service.errors import UnknownModel
 from semshare_service.exchange import read_body, request_id, respond
 from semshare_service.generation_schemas import (
     ChatRequest,
@@ -82,14 +81,8 @@ class _Asked:
 
     def deltas(self, engine: Engine, abandoned: Abandoned) -> Generator[TextDelta]:
         """The engine's pieces. Closing it, or nobody waiting any more, frees all KV slots."""
-        try:
-            options: GenerateOptions = {**self.options, "given_up": abandoned}
-            yield from engine.stream(self.prompt, **options)
-        except GivenUp:
-            raise ServiceUnavailable(
-                "the service stopped before the answer was complete: send the request to another "
-                "one"
-            ) from None
+        options: GenerateOptions = {**self.options, "given_up": abandoned}
+        yield from engine.stream(self.prompt, **options)
 
     def ended(self, answer: Answer, queue_s: float) -> Answer:
         """The answer in the tenant's own words; whoever listens is told of it."""
