@@ -133,7 +133,7 @@ class Shadow:
             self._waiting.append(sample)
             return True
 
-    # The worker's side; see `worker.IdleWork`.
+    # The worker's side; see `idle.IdleWork`.
 
     def has_work(self) -> bool:
         """Whether an answer waits to be scored."""

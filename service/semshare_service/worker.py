@@ -17,12 +17,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from semshare.engine.failures import log_failure
 from semshare.errors import GivenUp, SemShareError
 from semshare_service.engine import Engine, EngineLoader
 from semshare_service.errors import ServiceUnavailable
+from semshare_service.idle import Idle, IdleWork
 from semshare_service.inbox import Inbox, LoopCalls
 from semshare_service.jobs import Abandoned, Job, JobQueue, Operation, Served, StreamOperation
 from semshare_service.places import Places
@@ -54,16 +55,6 @@ class WorkerStatus:
     serving: int  # operations that run
 
 
-class IdleWork(Protocol):
-    """What is done while no request is there, one item at a time, in a worker's thread."""
-
-    def has_work(self) -> bool:
-        """Whether an item waits."""
-
-    def run_one(self, engine: Engine, busy: Callable[[], bool]) -> None:
-        """Work on one item; end soon after `busy`, asked often, is true."""
-
-
 class ModelWorker:
     """Loads the engine in a thread of its own, then runs submitted operations, some at a time.
 
@@ -88,14 +79,13 @@ class ModelWorker:
     ) -> None:
         self._load = load
         self._concurrency = concurrency
-        self._idle_work = idle_work
+        self._idle = Idle(idle_work)
         self._places = Places()
         self._calls: LoopCalls | None = None  # of the event loop that streams last
         self._changed = threading.Condition()  # guards everything below
         self._queue = JobQueue(queue_limit, concurrency)
         self._running: set[Job] = set()
         self._completing = False  # a prompt that waits to become a donor, or other idle work
-        self._may_have_pending = False
         self._state: WorkerState = "loading"
         self._stopping = False
         self._reason: str | None = None
@@ -324,25 +314,15 @@ class ModelWorker:
                 self._work_idly(engine)
 
     def _is_idle_with_work(self) -> bool:
-        is_idle = not self._running and not self._completing
-        return is_idle and (self._may_have_pending or self._has_idle_work())
-
-    def _has_idle_work(self) -> bool:
-        return self._idle_work is not None and self._idle_work.has_work()
+        return not self._running and not self._completing and self._idle.has_work()
 
     def _is_busy(self) -> bool:
         with self._changed:
             return bool(self._queue or self._running or self._stopping)
 
     def _work_idly(self, engine: Engine) -> None:
-        if self._idle_work is None or not self._idle_work.has_work():
-            self._complete_one(engine)
-            return
         try:
-            # First: a prompt that has become a donor meanwhile would be found as its own prefix.
-            self._idle_work.run_one(engine, self._is_busy)
-        except BaseException as error:  # panics of extensions among them: the thread lives on
-            log_failure("idle work failed", error, level=logging.ERROR)
+            self._idle.run_one(engine, self._is_busy)
         finally:
             with self._changed:
                 self._completing = False
@@ -368,7 +348,7 @@ class ModelWorker:
         ended = time.monotonic()
         with self._changed:
             self._running.discard(job)
-            self._may_have_pending = True
+            self._idle.request_ended()
             if claimed:
                 self._queue.served_in(ended - started)
         # Last, so that whoever waits for the result sees the worker free.
@@ -377,19 +357,3 @@ class ModelWorker:
             error = None  # its traceback holds this frame, and with it the engine's tensors
         elif claimed:
             job.future.set_result(Served(value, started - job.submitted))
-
-    def _complete_one(self, engine: Engine) -> None:
-        """Compute one prompt that waits to become a donor."""
-        more = False
-        with self._changed:
-            self._may_have_pending = False
-        try:
-            more = bool(engine.complete_pending(limit=1))
-        except BaseException as error:
-            # Nobody waits for this one, and answers don't depend on it. It would fail again until
-            # a request has changed something (`PoolExhausted`), so the next one comes first.
-            log_failure("a prompt that was to be remembered could not be computed", error)
-        finally:
-            with self._changed:
-                self._completing = False
-                self._may_have_pending |= more
