@@ -438,6 +438,9 @@ async def test_a_full_queue_answers_429(engine: FakeEngine) -> None:
         response, value = await exchange(client, "POST", "/v1/completions", body)
         assert response.status == 429
         assert value["error"]["code"] == "queue_full"
+        for path in ("/v1/completions", "/v1/chat/completions"):  # whatever the body says
+            async with client.post(path, data=b"{") as refused_unread:
+                assert refused_unread.status == 429
         assert int(response.headers["Retry-After"]) >= 1
         response, _ = await exchange(client, "GET", "/v1/donors")
         assert response.status == 429
