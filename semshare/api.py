@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import EllipsisType
 from typing import Any, Self, Unpack
@@ -151,6 +152,7 @@ class SemShare:
         namespace: str = DEFAULT_NAMESPACE,
         pinned: bool = False,
         ttl_s: float | None = None,
+        given_up: Callable[[], bool] | None = None,
     ) -> DonorInfo:
         """Compute a prompt in full and keep its KV for others to reuse.
 
@@ -162,8 +164,11 @@ class SemShare:
             namespace: only requests of the same namespace find the donor, unless it is published.
             pinned: never evicted, until it is forgotten, expires or is told otherwise.
             ttl_s: seconds until it expires: no request finds it from then on. None: it stays.
+            given_up: asked between chunks of `prefill_rows` tokens; once it returns true all that
+                was taken is freed. The prompt is computed in one piece where it is left out.
 
         Raises:
+            GivenUp: `given_up` returned true before the prompt was computed.
             PromptTooLong: longer than the model's context.
             PromptOverLimit: longer than the namespace's limit.
             QuotaExceeded: the namespace may keep no more donors; nothing is computed.
@@ -175,7 +180,8 @@ class SemShare:
         ids = session.prompt_ids(prompt, namespace)
         with self._lock:
             session.keeper.check_room(namespace, ids)
-        with session.served(self._in_full(ids, namespace), Stopwatch()) as served:
+        request = replace(self._in_full(ids, namespace), given_up=given_up)
+        with session.served(request, Stopwatch(), between=request.between_chunks) as served:
             history = session.first_history(served)
             with self._lock:
                 return session.keeper.keep_donor(
@@ -391,6 +397,7 @@ class SemShare:
         *,
         policy: ReusePolicy | None = None,
         namespace: str = DEFAULT_NAMESPACE,
+        given_up: Callable[[], bool] | None = None,
     ) -> PrefilledPrompt:
         """Prefill a prompt and hold its KV to be read, layer by layer, until it is released.
 
@@ -398,8 +405,10 @@ class SemShare:
             prompt: text, chat messages or token ids.
             policy: how to reuse other prompts' KV; the measured defaults if None.
             namespace: whose donors may be used.
+            given_up: as for `remember`.
 
         Raises:
+            GivenUp: as for `remember`.
             PromptTooLong: the prompt leaves no room for an answer.
             InvalidPolicy: a `retention` below 1: there would be no whole to read.
             PoolExhausted: no KV slots, and nothing left to evict.
@@ -407,7 +416,7 @@ class SemShare:
         """
         started = time.perf_counter()
         ids = self._session.prompt_ids(prompt, namespace)
-        request = Request(ids, _checked(policy), namespace, max_tokens=0)
+        request = Request(ids, _checked(policy), namespace, max_tokens=0, given_up=given_up)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         return PrefilledPrompt(self._session, request, watch)
 

@@ -14,6 +14,7 @@ from semshare.engine.repair import Repair
 from semshare.engine.sampling import SamplingParams
 from semshare.engine.served import Served
 from semshare.engine.stopwatch import Stopwatch
+from semshare.errors import GivenUp
 from semshare.types import Ids, TextDelta
 
 
@@ -35,6 +36,19 @@ class Request:
     def room(self) -> int:
         """Slots that the prompt's own sequence has for an answer; several have their own."""
         return self.max_tokens if self.n == 1 else 0
+
+    @property
+    def between_chunks(self) -> Callable[[], None] | None:
+        """For `Session.served`: raises `GivenUp` once `given_up` returns true; None without it."""
+        given_up = self.given_up
+        if given_up is None:
+            return None
+
+        def check() -> None:
+            if given_up():
+                raise GivenUp
+
+        return check
 
     def computes_the_same_as(self, other: Request) -> bool:
         """Whether one prefill can serve both."""

@@ -28,7 +28,7 @@ class PrefilledPrompt:
 
     Args:
         session: of the engine.
-        request: the prompt, and whose donors may be used how.
+        request: the prompt, whose donors may be used how, and whether it is still wanted.
         watch: counts the stages.
 
     Attributes:
@@ -37,6 +37,7 @@ class PrefilledPrompt:
         timings: of the prefill.
 
     Raises:
+        GivenUp: the request was given up.
         InvalidPolicy: the policy drops a part of the KV, so that there is no whole to read.
         PoolExhausted: no KV slots, and nothing left to evict.
 
@@ -52,7 +53,8 @@ class PrefilledPrompt:
         self._session = session
         self._released = False
         self._held = ExitStack()
-        served = self._held.enter_context(session.served(request, watch))
+        prefilling = session.served(request, watch, between=request.between_chunks)
+        served = self._held.enter_context(prefilling)
         watch.first_token()
         try:
             with session.lock, torch.inference_mode():

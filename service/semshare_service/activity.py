@@ -28,7 +28,8 @@ class _Counts:
 
     def add(self, requests: int, tokens: dict[str, int] | Counter[str]) -> None:
         self.requests += requests
-        self.tokens.update(tokens)
+        for source, count in tokens.items():
+            self.tokens[source] += count
 
     def body(self) -> Body:
         return {
@@ -63,8 +64,9 @@ class _TenantActivity:
             kept_after = number - _HOUR
             self._buckets = {at: kept for at, kept in self._buckets.items() if at > kept_after}
             self._buckets[number] = _Counts()
+        tokens = provenance.counts
         for counts in (self._all, self._buckets[number]):
-            counts.add(1, provenance.counts)
+            counts.add(1, tokens)
         if provenance.fallback is not None:
             self._fallbacks[provenance.fallback] += 1
         samples = self._with_reuse if provenance.reused else self._without

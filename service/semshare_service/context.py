@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from semshare_service.exchange import respond
+from semshare_service.jobs import Operation
 from semshare_service.observed import Answered
 from semshare_service.pool_watch import PoolWatch
 from semshare_service.replies import Body
 from semshare_service.settings import ServiceSettings
 from semshare_service.shadow import Shadow
 from semshare_service.tenants import ANYONE, Tenant
-from semshare_service.worker import ModelWorker, Operation
+from semshare_service.worker import ModelWorker
 
 Listener = Callable[[Answered], None]
 

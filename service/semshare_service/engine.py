@@ -49,6 +49,7 @@ class Engine(Protocol):
         namespace: str = ...,
         pinned: bool = ...,
         ttl_s: float | None = ...,
+        given_up: Callable[[], bool] | None = ...,
     ) -> DonorInfo:
         """Compute the prompt in full and keep it as a donor, for so many seconds if given."""
 
@@ -57,7 +58,12 @@ class Engine(Protocol):
         """What KV must be for its model to use it."""
 
     def prefill(
-        self, prompt: Prompt, *, policy: ReusePolicy | None = ..., namespace: str = ...
+        self,
+        prompt: Prompt,
+        *,
+        policy: ReusePolicy | None = ...,
+        namespace: str = ...,
+        given_up: Callable[[], bool] | None = ...,
     ) -> PrefilledPrompt:
         """Prefill a prompt and hold its KV to be read, until it is released."""
 

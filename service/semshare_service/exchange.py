@@ -39,6 +39,8 @@ EVENT_STREAM: web.RequestKey[web.StreamResponse] = web.RequestKey(
 READ_TIMEOUT_S: web.AppKey[float] = web.AppKey("read_timeout_s", float)
 _REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 REQUEST_ID_HEADER = "X-Request-Id"
+# Bytes of a body above which it is decoded in a thread: a millisecond's work.
+_LARGE = 1 << 16
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -69,7 +71,6 @@ async def read_body(request: web.Request) -> Any:
     try:
         async with asyncio.timeout(timeout_s):
             body = await request.read()
-        return decode(body, media_type)
     except TimeoutError:
         raise BodyTooSlow(
             f"the body did not arrive within {timeout_s:g} s (read_timeout_s): send it faster"
@@ -80,6 +81,9 @@ async def read_body(request: web.Request) -> Any:
         raise InvalidRequest(
             "the body is not what Content-Encoding or Transfer-Encoding says: send it plain"
         ) from None
+    if len(body) > _LARGE:
+        return await asyncio.to_thread(decode, body, media_type)
+    return decode(body, media_type)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

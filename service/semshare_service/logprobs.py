@@ -86,4 +86,4 @@ def _name(text: bytes) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, _UNLIKELY)
+    return logprob if logprob > _UNLIKELY else _UNLIKELY  # NaN is above nothing

@@ -81,6 +81,8 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
 
 def log_access(finished: Finished) -> None:
     """One line a request: its route's template, never its raw path, query or body."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
     fields: dict[str, object] = {
         "method": finished.method,
         "route": finished.route,

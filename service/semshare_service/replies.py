@@ -19,6 +19,7 @@ from semshare.types import (
     FreshReason,
     Provenance,
     ReusePlan,
+    Timings,
     TokenLogprob,
     TokenSource,
 )
@@ -78,23 +79,28 @@ CHAT = AnswerForm(
 
 
 def answer_body(
-    answer: Answer, form: AnswerForm, *, model: str, queue_s: float, token_bytes: TokenBytes
+    answer: Answer, choices: list[Body], form: AnswerForm, *, model: str, queue_s: float
 ) -> Body:
-    """A whole answer in OpenAI's form with the `semshare` extension.
-
-    `token_bytes` holds all tokens that the answer's log-probabilities tell of.
-    """
+    """A whole answer in OpenAI's form with the `semshare` extension; `choices` as below."""
     return {
         "id": form.new_id(),
         "object": form.object,
         "model": model,
         "created": int(time.time()),
-        "choices": [
-            _choice(index, choice, form, token_bytes) for index, choice in enumerate(answer.choices)
-        ],
+        "choices": choices,
         "usage": usage_body(answer),
         "semshare": extension_body(answer, queue_s),
     }
+
+
+def choice_bodies(answer: Answer, form: AnswerForm, token_bytes: TokenBytes) -> list[Body]:
+    """The choices of a whole answer. Many log-probabilities take a while: not for the event loop.
+
+    `token_bytes` holds all tokens that they tell of.
+    """
+    return [
+        _choice(index, choice, form, token_bytes) for index, choice in enumerate(answer.choices)
+    ]
 
 
 def _choice(index: int, choice: Choice, form: AnswerForm, token_bytes: TokenBytes) -> Body:
@@ -131,7 +137,10 @@ def extension_body(answer: Answer, queue_s: float) -> Body:
         **provenance_body(answer.provenance),
         "remembered": answer.remembered,
         "donor": None if answer.donor is None else donor_body(answer.donor),
-        "timings": {"queue_s": queue_s, **asdict(answer.timings)},
+        "timings": {
+            "queue_s": queue_s,
+            **{name: getattr(answer.timings, name) for name in Timings.__slots__},
+        },
     }
 
 
@@ -182,22 +191,23 @@ def token_runs(
     ends |= (position[1:] >= 0) & (np.diff(position) != 1)
     if reasons is not None:
         ends |= reasons[1:] != reasons[:-1]
-    starts = [0, *(np.flatnonzero(ends) + 1).tolist()]
-    runs = []
-    for start, end in zip(starts, [*starts[1:], len(source)], strict=True):
-        has_donor, has_position = donor[start] >= 0, position[start] >= 0
-        reason = FreshReason.REUSED if reasons is None else FreshReason(int(reasons[start]))
-        runs.append(
-            {
-                "start": start,
-                "end": end,
-                "source": TokenSource(int(source[start])).name.lower(),
-                "donor": donors[donor[start]] if has_donor else None,
-                "donor_start": int(position[start]) if has_position else None,
-                "reason": None if reason is FreshReason.REUSED else reason.name.lower(),
-            }
+    starts = np.concatenate(([0], np.flatnonzero(ends) + 1))
+    why = np.full(len(starts), FreshReason.REUSED) if reasons is None else reasons[starts]
+    return [
+        {
+            "start": start,
+            "end": end,
+            "source": TokenSource(kind).name.lower(),
+            "donor": None if of < 0 else donors[of],
+            "donor_start": None if at < 0 else at,
+            "reason": None if reason == FreshReason.REUSED else FreshReason(reason).name.lower(),
+        }
+        for start, end, kind, of, at, reason in zip(
+            *(starts.tolist(), [*starts[1:].tolist(), len(source)]),
+            *(array.tolist() for array in (source[starts], donor[starts], position[starts], why)),
+            strict=True,
         )
-    return runs
+    ]
 
 
 def donor_body(donor: DonorInfo) -> Body:

@@ -111,6 +111,8 @@ class Shadow:
 
     def offer(self, event: Answered) -> bool:
         """Draw an answer or leave it; whether it waits to be scored now."""
+        if not self.is_on:
+            return False
         policy = event.policy or ReusePolicy()
         provenance = event.answer.provenance
         is_of_use = _reused_approximately(provenance) or provenance.mode != policy.mode
@@ -131,7 +133,7 @@ class Shadow:
             self._waiting.append(sample)
             return True
 
-    # The worker's side; see `worker.IdleWork`.
+    # The worker's side; see `idle.IdleWork`.
 
     def has_work(self) -> bool:
         """Whether an answer waits to be scored."""

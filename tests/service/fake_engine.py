@@ -102,8 +102,12 @@ class FakeEngine:
         namespace: str = "default",
         pinned: bool = False,
         ttl_s: float | None = None,
+        given_up: Callable[[], bool] | None = None,
     ) -> DonorInfo:
         self._begin("remember", prompt)
+        if given_up is not None and given_up():
+            self.given_up += 1
+            raise GivenUp
         tokens = self._length(prompt)
         donor = DonorInfo(
             id=f"d{len(self.kept)}",

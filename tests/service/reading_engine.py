@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
@@ -61,6 +61,7 @@ class ReadingEngine(FakeEngine):
         namespace: str = "default",
         pinned: bool = False,
         ttl_s: float | None = None,
+        given_up: Callable[[], bool] | None = None,
     ) -> DonorInfo:
         self._begin("remember", prompt)
         ids = self.encode(prompt)

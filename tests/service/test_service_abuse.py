@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -24,6 +25,7 @@ from service_helpers import entered
 from semshare_service.app import create_app
 from semshare_service.serve import serve
 from semshare_service.settings import ServiceSettings
+from semshare_service.wire import MediaType, decode
 
 MAX_BODY = 1 << 16
 BODY_METHODS = ("POST", "PUT", "PATCH")
@@ -56,6 +58,30 @@ async def serving(engine: FakeEngine, **values: Any) -> AsyncIterator[str]:
 async def address(engine: FakeEngine) -> AsyncIterator[str]:
     async with serving(engine) as bound:
         yield bound
+
+
+async def test_health_is_answered_while_a_large_body_is_decoded(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding, may_end = threading.Event(), threading.Event()
+
+    def slow(body: bytes, form: MediaType) -> Any:
+        decoding.set()
+        assert may_end.wait(60)
+        return decode(body, form)
+
+    monkeypatch.setattr("semshare_service.exchange.decode", slow)
+    monkeypatch.setattr("semshare_service.exchange._LARGE", 100)
+    async with aiohttp.ClientSession(address) as session:
+        body = {"prompt": "x" * 200}
+        asked = asyncio.create_task(session.post("/v1/completions", json=body))
+        assert await asyncio.to_thread(decoding.wait, 60)
+        async with session.get("/health") as response:
+            assert response.status == 200
+        assert not asked.done()
+        may_end.set()
+        async with await asked as response:
+            assert response.status == 200
 
 
 async def connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -377,7 +403,7 @@ async def test_a_body_that_drips_in_is_refused(engine: FakeEngine) -> None:
     async with serving(engine, read_timeout_s=0.3) as address:
         told = await dripped(address, head)
         assert statuses(told) == [408]
-        assert b'"code": "body_too_slow"' in told
+        assert b'"code":"body_too_slow"' in told
         await assert_alive(address)
     assert engine.calls == []
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from aiohttp import ClientPayloadError, web
 from aiohttp.test_utils import TestClient
-from service_helpers import running, status_where
+from service_helpers import running, status_where, worker_of
 from tiny import CONTEXT, tiny_engine
 
 from semshare import ReusePolicy, SemShare
 from semshare.engine.kv_export import PrefilledPrompt
 from semshare.kv.exchange import LayerKV
-from semshare_service.kv_wire import CONTENT_TYPE
+from semshare_service.kv_wire import CONTENT_TYPE, read_layers
 from semshare_service.routes import kv
 from semshare_service.tenants import Tenant
 
@@ -94,6 +94,24 @@ async def test_kv_of_one_service_becomes_a_donor_of_another(client: TestClient) 
             answer = await response.json()
     assert answer["choices"][0]["text"] == expected.text
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == len(TEXT) // 16 * 16
+
+
+async def test_kv_whose_sender_has_gone_is_read_no_further(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = await kv_of(client, (await prefilled(client, TEXT))["handle"])
+    taken: list[Any] = []
+
+    def nobody_waits(spool: Any, header: Any, header_bytes: int) -> Any:
+        for layer in read_layers(spool, header, header_bytes):
+            taken.append(layer)
+            worker_of(client).give_up_running()
+            yield layer
+
+    monkeypatch.setattr(kv, "read_layers", nobody_waits)
+    status, error = await put(client, body)
+    assert (status, error["error"]["code"]) == (503, "unavailable")
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize(("prompt", "policy"), [(TEXT, OFF), (SHIFTED, SPAN)])

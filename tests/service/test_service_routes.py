@@ -438,6 +438,9 @@ async def test_a_full_queue_answers_429(engine: FakeEngine) -> None:
         response, value = await exchange(client, "POST", "/v1/completions", body)
         assert response.status == 429
         assert value["error"]["code"] == "queue_full"
+        for path in ("/v1/completions", "/v1/chat/completions"):  # whatever the body says
+            async with client.post(path, data=b"{") as refused_unread:
+                assert refused_unread.status == 429
         assert int(response.headers["Retry-After"]) >= 1
         response, _ = await exchange(client, "GET", "/v1/donors")
         assert response.status == 429
@@ -463,13 +466,27 @@ async def test_a_disconnect_takes_the_waiting_request_along(
     assert [call["prompt"] for _, call in engine.calls] == ["a", "c"]
 
 
+async def test_a_disconnect_ends_a_prompt_that_is_only_computed(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    engine.hold.clear()
+    gone = asyncio.create_task(exchange(client, "PUT", "/v1/donors", {"text": "a"}))
+    await entered(engine)
+    (job,) = worker_of(client)._running
+    gone.cancel()
+    await status_where(client, lambda _: job.abandoned)
+    engine.hold.set()
+    await status_where(client, lambda status: not status.running)
+    assert (engine.given_up, engine.kept) == (1, {})
+
+
 async def test_a_disconnect_ends_the_running_answer(client: TestClient, engine: FakeEngine) -> None:
     engine.hold.clear()
     gone = asyncio.create_task(exchange(client, "POST", "/v1/completions", {"prompt": "a"}))
     await entered(engine)
     (job,) = worker_of(client)._running
     gone.cancel()
-    await status_where(client, lambda _: job.abandoned.is_set())
+    await status_where(client, lambda _: job.abandoned)
     engine.hold.set()
     await status_where(client, lambda _: engine.given_up == 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import tracemalloc
 
 import msgpack
 import pytest
@@ -148,8 +149,7 @@ def test_errors_do_not_quote_the_body() -> None:
 
 
 def test_json_has_no_way_to_write_nan() -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        encode(math.nan, MediaType.JSON)
+    assert encode([math.nan, math.inf, 1.5], MediaType.JSON) == b"[null,null,1.5]"
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,43 @@ def test_the_values_of_a_body_are_bounded_together(form: MediaType) -> None:
     with pytest.raises(InvalidRequest, match=f"over {MAX_VALUES} values"):
         decode(encode({str(key): 0 for key in range(MAX_VALUES // 2)}, form), form)
     assert decode(encode([half, half], form), form, max_values=math.inf) == [half, half]
+
+
+def test_marks_in_text_are_no_values() -> None:
+    texts = ['[{",:\\"' * MAX_VALUES, "," * MAX_VALUES]
+    assert decode(encode(texts, MediaType.JSON), MediaType.JSON) == texts
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"[]," * MAX_VALUES + b"[]]",
+        b"[" + b"[ ]," * MAX_VALUES + b"[]]",
+        b"[" + b"[[[[[1]]]]]," * (MAX_VALUES // 5) + b"1,[[[[[1]]]]]]",
+        b"[" + b'"[",' * MAX_VALUES + b"1,1]",
+    ],
+)
+def test_a_body_of_too_many_values_is_refused_before_they_are_made(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semshare_service.wire._decode_json", lambda _: pytest.fail("decoded"))
+    with pytest.raises(InvalidRequest, match=f"over {MAX_VALUES} values"):
+        decode(body, MediaType.JSON)
+
+
+@pytest.mark.parametrize("part", [b'"', b"\\", b'\\"', b'"\\'])
+def test_a_body_of_quotes_is_read_once(part: bytes) -> None:
+    """In quadratic time it would take hours."""
+    with pytest.raises(InvalidRequest):
+        decode(b"[" * (MAX_VALUES + 1) + part * (1 << 20), MediaType.JSON)
+
+
+def test_msgpack_that_grows_is_refused_while_it_is_decoded() -> None:
+    row = b"\xdd" + struct.pack(">I", MAX_ITEMS) + b"\x90" * MAX_ITEMS
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=f"over {MAX_VALUES} values"):
+            decode(b"\x98" + row * 8, MediaType.MSGPACK)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 72 * MAX_ITEMS  # two rows and their lists
+    finally:
+        tracemalloc.stop()

@@ -212,7 +212,8 @@ async def test_remembering_shows_as_running_and_counts_as_waiting_time(engine: F
         await remembering(worker, engine, 1)
         assert worker.status().running
         waiting = await queued(worker)
-        worker._service_times.extend([10.0] * 32)
+        for _ in range(32):
+            worker._queue.served_in(10.0)
         with pytest.raises(QueueFull) as caught:
             await worker.submit(list_donors)
         assert caught.value.retry_after_s == 20.0

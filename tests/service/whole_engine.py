@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +73,12 @@ class WholeEngine(FakeEngine):
                 yield replace(delta, answer=answer)
 
     def prefill(
-        self, prompt: Prompt, *, policy: ReusePolicy | None = None, namespace: str = "default"
+        self,
+        prompt: Prompt,
+        *,
+        policy: ReusePolicy | None = None,
+        namespace: str = "default",
+        given_up: Callable[[], bool] | None = None,
     ) -> Any:
         tokens = self._length(prompt)
         return Held(np.zeros(tokens, np.int32), _provenance(tokens, policy))

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
-import threading
+import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohttp
-
+from semshare_service.bench.connection import Connection
 from semshare_service.replies import Body
 
 _TIMEOUT_S = 600.0  # of one answer: with many clients and a real model it waits for long
 _DEFAULT_WAIT_S = 1.0  # where a 429 does not say when to come back
-_PROBE_EVERY_S = 0.05
-_PROBE_TIMEOUT_S = 30.0
 
 
 class _Broken(Exception):
@@ -53,99 +49,89 @@ async def run_clients(url: str, bodies: Sequence[Body], *, clients: int, seconds
     """
     tally = Tally()
     until = time.monotonic() + seconds
-    async with aiohttp.ClientSession(
-        url,
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
-    ) as session:
+    written = [json.dumps(body).encode() for body in bodies]
 
-        async def client(number: int) -> None:
-            while time.monotonic() < until:
-                await _ask(session, bodies[number % len(bodies)], tally, until)
-                number += 1
+    async def client(number: int) -> None:
+        connection = Connection(url)
+        while time.monotonic() < until:
+            await _ask(connection, written[number % len(written)], tally, until)
+            number += 1
+        connection.close()
 
-        async with asyncio.TaskGroup() as group:
-            for number in range(clients):
-                group.create_task(client(number))
+    async with asyncio.TaskGroup() as group:
+        for number in range(clients):
+            group.create_task(client(number))
     return tally
 
 
-async def _ask(session: aiohttp.ClientSession, body: Body, tally: Tally, until: float) -> None:
+async def _ask(connection: Connection, body: bytes, tally: Tally, until: float) -> None:
     started = time.monotonic()
     try:
-        async with session.post("/v1/chat/completions", json=body) as response:
-            if response.status == 429:
-                tally.rejected += 1
-                wait_s = float(response.headers.get("Retry-After", _DEFAULT_WAIT_S))
-                await asyncio.sleep(min(wait_s, max(until - started, 0.0)))
-                return
-            if response.status != 200:
-                raise _Broken(f"HTTP {response.status}: {(await response.text())[:200]}")
-            await _read_to_its_end(response)
-    except (_Broken, aiohttp.ClientError, TimeoutError) as error:
+        async with asyncio.timeout(_TIMEOUT_S):
+            response = await connection.post("/v1/chat/completions", body)
+        ended = time.monotonic()
+        if response.status == 429:
+            tally.rejected += 1
+            wait_s = float(response.headers.get("retry-after", _DEFAULT_WAIT_S))
+            await asyncio.sleep(min(wait_s, max(until - started, 0.0)))
+            return
+        if response.status != 200:
+            raise _Broken(f"HTTP {response.status}: {response.body[:200].decode()}")
+        check_stream(response.body)
+    except (_Broken, OSError) as error:
+        connection.close()
         tally.errors[str(error) or type(error).__name__] += 1
     else:
-        tally.durations.append(time.monotonic() - started)
+        tally.durations.append(ended - started)
 
 
-async def _read_to_its_end(response: aiohttp.ClientResponse) -> None:
-    """Read events up to `[DONE]`; `_Broken` where one tells an error or something is missing."""
-    finished = False
-    async for line in response.content:
-        if not line.startswith(b"data: "):
-            continue
-        data = line.removeprefix(b"data: ").strip()
-        if data == b"[DONE]":
-            if not finished:
-                raise _Broken("the stream ended without a finish_reason")
+def check_stream(stream: bytes) -> None:
+    """`_Broken` where the events of a whole answer tell an error, or something is missing.
+
+    It looks from the end and no further than it has to: server and clients share the processor.
+    """
+    *events, last = stream.removesuffix(b"\n\n").split(b"\n\n")
+    if last != b"data: [DONE]":
+        raise _Broken(_error_of(last) or "the stream ended without [DONE]")
+    for event in reversed(events):
+        choices = _value_of(event)["choices"]
+        if choices:  # usage comes after them
+            if choices[0]["finish_reason"] is None:
+                break
             return
-        event: dict[str, Any] = json.loads(data)
-        if "error" in event:
-            raise _Broken(str(event["error"].get("message")))
-        finished |= any(choice["finish_reason"] for choice in event["choices"])
-    raise _Broken("the stream ended without [DONE]")
+    raise _Broken("the stream ended without a finish_reason")
 
 
-class HealthProber:
-    """Asks for `/health` again and again, beside the load; a context manager.
+def _error_of(event: bytes) -> str | None:
+    return None if b'"error"' not in event else str(_value_of(event)["error"]["message"])
 
-    In a thread of its own, so that it measures the service and not the clients' event loop.
+
+def _value_of(event: bytes) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
+    return value
+
+
+@asynccontextmanager
+async def probing_health(url: str) -> AsyncIterator[list[float]]:
+    """Ask for `/health` again and again, at least once, while the block runs.
+
+    In a process of its own (`probe`), so that it measures the service and not the clients' loop.
 
     Args:
         url: of the service.
 
-    Attributes:
-        latencies: of each answer, in seconds; the time-out's where none came.
+    Returns:
+        What holds, once the block has ended, the seconds of each answer, or `probe.TIMEOUT_S`.
 
     """
-
-    def __init__(self, url: str) -> None:
-        self.latencies: list[float] = []
-        self._netloc = urlsplit(url).netloc
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._probe, name="health", daemon=True)
-
-    def __enter__(self) -> HealthProber:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _probe(self) -> None:
-        connection = http.client.HTTPConnection(self._netloc, timeout=_PROBE_TIMEOUT_S)
-        while True:
-            started = time.perf_counter()
-            try:
-                connection.request("GET", "/health")
-                answered = connection.getresponse()
-                answered.read()
-                is_well = answered.status == 200
-            except (OSError, http.client.HTTPException):
-                connection.close()
-                is_well = False
-            self.latencies.append(time.perf_counter() - started if is_well else _PROBE_TIMEOUT_S)
-            if self._stop.wait(_PROBE_EVERY_S):
-                break
-        connection.close()
+    latencies: list[float] = []
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "semshare_service.bench.probe", url),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield latencies
+    finally:
+        told, _ = await process.communicate(b"")  # closes its standard input, so that it ends
+        latencies.extend(json.loads(told))

@@ -14,12 +14,12 @@ from semshare_service.activity import Activity
 from semshare_service.context import POOL, SERVICE, Service, run, tenant_of
 from semshare_service.engine import Engine
 from semshare_service.exchange import read_body, request_id, respond
+from semshare_service.jobs import Abandoned
 from semshare_service.pieces import prompt_pieces
 from semshare_service.pool_watch import pool_body
 from semshare_service.recent import RecentRequests
 from semshare_service.replies import Body, list_body, match_body, token_runs
 from semshare_service.schemas import MatchRequest, StrictModel
-from semshare_service.worker import Abandoned
 
 routes = web.RouteTableDef()
 

@@ -13,10 +13,10 @@ from semshare_service.donor_schemas import DonorChanges, DonorListQuery, Publish
 from semshare_service.engine import Engine
 from semshare_service.errors import PermissionDenied
 from semshare_service.exchange import read_body
+from semshare_service.jobs import Abandoned
 from semshare_service.replies import Body, donor_body, list_body, match_body
 from semshare_service.schemas import DonorRequest, MatchRequest, NamespaceFields
 from semshare_service.tenants import Tenant
-from semshare_service.worker import Abandoned
 
 routes = web.RouteTableDef()
 
@@ -27,9 +27,13 @@ async def remember(request: web.Request) -> web.Response:
     fields, tenant = DonorRequest.parse(await read_body(request)), tenant_of(request)
     space = tenant.space(fields.namespace)
 
-    def operation(engine: Engine, _: Abandoned) -> Body:
+    def operation(engine: Engine, abandoned: Abandoned) -> Body:
         donor = engine.remember(
-            fields.prompt(), namespace=space, pinned=fields.pinned, ttl_s=fields.ttl_s
+            fields.prompt(),
+            namespace=space,
+            pinned=fields.pinned,
+            ttl_s=fields.ttl_s,
+            given_up=abandoned,
         )
         return donor_body(tenant.own(donor))
 

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from aiohttp import web
 from pydantic import Field
 
-from semshare.errors import InvalidRequest
+from semshare.errors import GivenUp, InvalidRequest
 from semshare_service.context import SERVICE, run, tenant_of
 from semshare_service.engine import Engine
 from semshare_service.errors import BodyTooLarge, BodyTooSlow, UnsupportedMediaType
@@ -22,10 +22,10 @@ from semshare_service.exchange import (
     respond,
 )
 from semshare_service.handles import HANDLES, HeldKV
+from semshare_service.jobs import Abandoned
 from semshare_service.kv_wire import CONTENT_TYPE, HeaderReader, KVHeader, encode, read_layers
 from semshare_service.replies import Body, donor_body, provenance_body
 from semshare_service.schemas import MatchRequest, NamespaceFields, TimeToLive
-from semshare_service.worker import Abandoned
 
 if TYPE_CHECKING:
     from semshare.kv.exchange import KVFormat, LayerKV
@@ -65,9 +65,9 @@ async def prefill(request: web.Request) -> web.Response:
     ttl_s = min(fields.ttl_s or service.settings.handle_ttl_s, service.settings.handle_ttl_s)
     name = handles.reserve(tenant.name)
 
-    def operation(engine: Engine, _: Abandoned) -> Body:
+    def operation(engine: Engine, abandoned: Abandoned) -> Body:
         wanted = engine.kv_format
-        prompt = engine.prefill(fields.prompt(), policy=policy, namespace=space)
+        prompt = engine.prefill(fields.prompt(), policy=policy, namespace=space, given_up=abandoned)
         provenance = prompt.provenance
         header = KVHeader(
             fingerprint=wanted.fingerprint,
@@ -160,11 +160,11 @@ async def bring(request: web.Request) -> web.Response:
                 request, spool, wanted, service.settings.max_kv_body_bytes
             )
 
-        def operation(engine: Engine, _: Abandoned) -> Body:
+        def operation(engine: Engine, abandoned: Abandoned) -> Body:
             spool.seek(0)
             donor = engine.import_donor(
                 header.ids.tolist(),
-                _layers(spool, header, header_bytes),
+                _layers(spool, header, header_bytes, abandoned),
                 fingerprint=header.fingerprint,
                 namespace=space,
                 pinned=query.pinned == "true",
@@ -175,10 +175,14 @@ async def bring(request: web.Request) -> web.Response:
         return await run(request, operation)
 
 
-def _layers(spool: IO[bytes], header: KVHeader, header_bytes: int) -> Iterator[LayerKV]:
+def _layers(
+    spool: IO[bytes], header: KVHeader, header_bytes: int, abandoned: Abandoned
+) -> Iterator[LayerKV]:
     from semshare.kv.exchange import LayerKV  # noqa: PLC0415 - loads torch, which the engine has
 
     for key, value in read_layers(spool, header, header_bytes):
+        if abandoned():
+            raise GivenUp
         yield LayerKV.from_bytes(key, value, dtype=header.dtype, shape=header.layer_shape)
 
 

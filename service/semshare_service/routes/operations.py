@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
@@ -90,8 +91,9 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
+@cache
 def service_version() -> str:
-    """Of the installed package."""
+    """Of the installed package, whose metadata is a file."""
     try:
         return version("semshare")
     except PackageNotFoundError:  # run from a checkout that is not installed
