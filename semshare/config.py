@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from semshare.errors import InvalidPolicy, InvalidRequest
@@ -123,7 +123,7 @@ class ReusePolicy:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ReusePolicy:
         """A policy from decoded JSON or msgpack; an unknown key is an `InvalidPolicy`."""
-        known = [field.name for field in fields(cls)]
+        known = [one.name for one in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise InvalidPolicy(
@@ -156,7 +156,7 @@ class StorageConfig:
     host_bytes: int = 0
     disk_path: str | None = None
     disk_bytes: int = 64 << 30
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)  # it may hold a password
     redis_cluster: bool = False
     redis_bytes: int = 64 << 30
     eviction: EvictionPolicy = "s3-fifo"
@@ -166,7 +166,7 @@ class StorageConfig:
 
     def __post_init__(self) -> None:
         _require_whole("storage.host_bytes", self.host_bytes, 0, 1 << 50)
-        _require_whole("storage.disk_bytes", self.disk_bytes, 1, 1 << 60)
+        _require_whole("storage.disk_bytes", self.disk_bytes, 2 << 20, 1 << 60)
         _require_whole("storage.redis_bytes", self.redis_bytes, 1, 1 << 60)
         _require_name("storage.eviction", self.eviction, get_args(EvictionPolicy))
         _require_name("storage.donor_format", self.donor_format, get_args(DonorFormat))

@@ -172,7 +172,10 @@ class DonorLibrary:
         """
         now, added = self._now(), list[tuple[Donor, Vector]]()
         for record in records:
-            if record.expires_at <= now or donor_id(record.namespace, record.ids) != record.id:
+            if record.expires_at <= now:
+                self.watcher.found_expired(record.id)
+                continue
+            if donor_id(record.namespace, record.ids) != record.id:
                 continue
             space = self._namespaces.get(record.namespace)
             known = space.donors.get(record.id) if space is not None else None

@@ -26,6 +26,9 @@ class DonorWatcher(Protocol):
     def gone(self, donor: Donor, why: Gone) -> None:
         """A donor is found no longer."""
 
+    def found_expired(self, donor_id: str) -> None:
+        """A tier has a donor whose time was over before anybody looked."""
+
 
 class Nobody:
     """Does not want to know."""
@@ -40,4 +43,7 @@ class Nobody:
         """See `DonorWatcher`."""
 
     def gone(self, donor: Donor, why: Gone) -> None:
+        """See `DonorWatcher`."""
+
+    def found_expired(self, donor_id: str) -> None:
         """See `DonorWatcher`."""

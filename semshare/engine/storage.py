@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from threading import Condition
 
@@ -24,6 +25,7 @@ from semshare.donors.library import DonorLibrary
 from semshare.donors.namespace import Donor
 from semshare.engine.failures import log_failure
 from semshare.engine.fair_lock import FairLock
+from semshare.engine.reader_threads import ReaderThreads
 from semshare.engine.storage_writer import StorageWriter
 from semshare.errors import NotStored, PoolExhausted, StorageError, TierUnavailable
 from semshare.kv.arrival import Arrival, TooLate
@@ -65,7 +67,7 @@ class DonorStorage:
         self._pool = pool
         self._lock = lock
         self._load_timeout_s = load_timeout_s
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="semshare-load")
+        self._readers = ReaderThreads(_READERS, "semshare-load")
         self._idle = Condition()
         self._quiet_until, self._pause_s = 0.0, _FIRST_PAUSE_S
 
@@ -128,7 +130,7 @@ class DonorStorage:
     def close(self, timeout_s: float) -> None:
         """Write what waits, as far as it can be done in this time, and let go of all tiers."""
         self.writer.close(timeout_s)
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._readers.close()
         self.stack.close()
 
     def _begin(self, donor: Donor, chunks: list[int]) -> Arrival:
@@ -161,7 +163,7 @@ class DonorStorage:
         self._pool.arrivals.append(arrival)
         slots = self._pool.slots_of(pages)[:tokens]
         for group in range(self.stack.format.n_groups):
-            read = self._readers.submit(self._read, donor, group, chunks, slots, arrival)
+            read = self._readers.submit(partial(self._read, donor, group, chunks, slots, arrival))
             read.add_done_callback(lambda _: arrival.part_over())
             reads.append(read)
         return arrival

@@ -13,6 +13,7 @@ from semshare.engine.failures import log_failure
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 30.0
+URGENT_S = 2.0  # for what is urgent, where the time to close is over
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class Jobs:
         self._changed = threading.Condition()
         self._queue: OrderedDict[Hashable, Callable[[], bool]] = OrderedDict()
         self._waiting: dict[Hashable, _Waiting] = {}
+        self._urgent: set[Hashable] = set()
         self._busy = False
         self._current: Hashable | None = None
         self._closed = False
@@ -58,7 +60,7 @@ class Jobs:
         Args:
             name: of the job.
             perform: does it, and says whether it is done.
-            urgent: it is the next one.
+            urgent: it is the next one, and done in any case before the thread ends.
 
         """
         with self._changed:
@@ -67,6 +69,7 @@ class Jobs:
             self._waiting.pop(name, None)  # what is asked for again is tried at once
             self._queue.setdefault(name, perform)
             if urgent:
+                self._urgent.add(name)
                 self._queue.move_to_end(name, last=False)
             self._changed.notify_all()
 
@@ -93,13 +96,19 @@ class Jobs:
             return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Do what is there, then end, within about `timeout_s`; whether all of it was tried."""
+        """Do what is there, then end, within about `timeout_s`; whether all of it was tried.
+
+        What is urgent is tried even after that, as long as no job is stuck.
+        """
+        deadline = time.monotonic() + timeout_s
         done = self.flush(timeout_s)
         with self._changed:
             self._closed = True
-            self._queue.clear()
+            for name in [name for name in self._queue if name not in self._urgent]:
+                del self._queue[name]
+            least = URGENT_S if self._queue else 0.0
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        self._thread.join(max(deadline - time.monotonic(), least))
         return done
 
     def _wake(self, until: float) -> None:
@@ -110,8 +119,9 @@ class Jobs:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._wake(self._clock())
-                if self._closed:
+                if not self._closed:
+                    self._wake(self._clock())
+                if self._closed and not self._queue:
                     return
                 if not self._queue:
                     next_due = min((one.due for one in self._waiting.values()), default=None)
@@ -128,6 +138,7 @@ class Jobs:
                 done = True
             with self._changed:
                 self._busy, self._current = False, None
+                self._urgent.discard(name)
                 before = self._waiting.pop(name, None)
                 if not done and name not in self._queue:
                     delay = FIRST_RETRY_S if before is None else min(2 * before.delay, LAST_RETRY_S)

@@ -98,7 +98,14 @@ class StorageWriter:
         if why == "evicted":
             self._evicted_meanwhile |= self._writing == donor.id
         else:
-            self.jobs.add(("remove", donor.id), lambda: self._remove(donor.id), urgent=True)
+            self._remove_later(donor.id)
+
+    def found_expired(self, donor_id: str) -> None:
+        """See `DonorWatcher`."""
+        self._remove_later(donor_id)
+
+    def _remove_later(self, donor_id: str) -> None:
+        self.jobs.add(("remove", donor_id), lambda: self._remove(donor_id), urgent=True)
 
     def wait_for_removal(self, donor_id: str) -> None:
         """Wait until the tiers that answer have dropped a donor, a few seconds at most."""

@@ -77,7 +77,7 @@ class DiskAccess:
         self._closed = False
         self.store: DiskStore | None = None
         with self._mapped():
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.store = self._open()
 
     @property

@@ -48,7 +48,7 @@ class BlobFolder:
         self._at = at
         self._most_bytes = quarantine_bytes
         for folder in (self._blobs, self._quarantine):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         fsync_folder(root)
         aside = sorted(_files(self._quarantine), key=lambda entry: entry.stat().st_mtime_ns)
         self._aside = {entry.name: on_disk(entry.stat().st_size) for entry in aside}
@@ -119,7 +119,7 @@ class BlobFolder:
 
     def _write(self, path: Path, blob: Buffer) -> None:
         self._at("create")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             left = memoryview(blob).cast("B")
             while left:

@@ -54,7 +54,7 @@ class DiskStore:
         at: FaultPoint,
     ) -> None:
         self._path = folder / "index.sqlite3"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # prompts lie in it
         self._lock = StoreLock(folder / "lock")
         try:
             self.files = BlobFolder(folder, quarantine_bytes, at)

@@ -31,7 +31,7 @@ class StoreLock:
 
     def __init__(self, path: Path) -> None:
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 self._lock(fd, path)
                 if _is_at(fd, path):
