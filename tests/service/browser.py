@@ -19,6 +19,10 @@ PATIENCE_S = 120
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
 
 
+class PageLeft(Exception):
+    """The page was left while something was asked of it."""
+
+
 class Page:
     """A tab. What the page throws or logs as an error is kept in `errors`."""
 
@@ -46,6 +50,8 @@ class Page:
             await self._socket.send_json(message)
             while (answer := await self._socket.receive_json()).get("id") != number:
                 self._hear(answer)
+        if "navigated" in answer.get("error", {}).get("message", ""):
+            raise PageLeft
         assert "error" not in answer, answer
         return answer["result"]
 
@@ -67,12 +73,22 @@ class Page:
         return answer["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Return once an expression is true, looking whenever the page is drawn."""
-        await self.get(
+        """Return once an expression is true, looking whenever the page is drawn.
+
+        A page that is left meanwhile is looked at again where it leads to.
+        """
+        look = (
             "new Promise((done) => { const look = () => "
             f"(document.readyState === 'complete' && ({condition})) ? done() "
             ": requestAnimationFrame(look); look(); })"
         )
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    await self.get(look)
+                    return
+                except PageLeft:
+                    continue
 
     async def press(self, key: str) -> None:
         text = {"text": "\r"} if key == "Enter" else {}

@@ -116,7 +116,7 @@ async def test_memory_is_shown_by_tier(tmp_path: Path) -> None:
         await page.until("document.querySelector('.tiers li')")
         pool, host, disk, redis = await page.get(rows)
         assert pool.startswith("pool")
-        assert host.split() == ["host", "memory", "98", "KiB", "of", "1.0", "MiB"]
+        assert host.split() == ["host", "memory", "97.7", "KiB", "of", "1.0", "MiB"]
         assert disk.split() == ["disk", "5.0", "GiB", "of", "64.0", "GiB"]
         assert redis.split() == ["Redis", "–", "of", "8.0", "GiB"]
         assert "2 writes not done yet." in await page.get(text_of("#memory"))
