@@ -56,7 +56,7 @@ def _records(*names: str) -> dict[str, dict[str, Any]]:
 def tables() -> str:
     """The README's, as markdown. What has no record is a row that says so."""
     records = _records(*ORDER, "facts", "retention", "start", "frontier")
-    serving, lookup = _records(*SERVING), _records("lookup")
+    serving, below = _records(*SERVING), _records("lookup", "storage", "service")
     return "\n\n".join(
         (
             _ttft(records),
@@ -66,7 +66,9 @@ def tables() -> str:
             _frontier(records.get("frontier")),
             _serving(serving),
             _retention(records.get("retention")),
-            _lookup(lookup.get("lookup")),
+            _storage(below.get("storage")),
+            _lookup(below.get("lookup")),
+            _service(below.get("service")),
             _start(records.get("start")),
         )
     )
@@ -261,6 +263,46 @@ def _retention(record: dict[str, Any] | None) -> str:
 def _retention_row(name: str, n_bytes: int, row: dict[str, Any]) -> str:
     pgr = "–" if row["pgr"] is None else f"{row['pgr']:.2f}"
     return f"| {name} | {n_bytes / 1e6:.1f} | {row['kl']:.4f} | {row['top1']:.3f} | {pgr} |"
+
+
+def _storage(record: dict[str, Any] | None) -> str:
+    """Tiers against a full prefill."""
+    if record is None:
+        return "Storage: not measured."
+    rows = [
+        f"| a donor of {record['tokens']:,} tokens | first token | full prefill | speedup | goal |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    full_s = record["compute_s"]
+    for tier, name, goal in (("disk", "on disk", 5), ("redis", "in Redis, loopback", 4)):
+        for field, what, aim in (("", "its own prompt", f"{goal}×"), ("moved_", "moved text", "–")):
+            seconds = record[f"{tier}_{field}s"]
+            if seconds is None:
+                continue
+            rows.append(
+                f"| {name}: {what} | {seconds:.2f} s | {full_s:.1f} s "
+                f"| {full_s / seconds:.0f}× | {aim} |"
+            )
+    rows.append(
+        f"\nWith moved text in the pool {record['disk_resident_s']:.2f} s. A prompt that reuses "
+        f"{record['wanted_fraction']:.0%} of the donor reads {record['bytes_read_fraction']:.0%} "
+        f"of its bytes.\n{record['restart_donors']:,} donors on disk can be found "
+        f"{record['restart_s']:.1f} s after a start (goal 2 s)."
+    )
+    return "\n".join(rows)
+
+
+def _service(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "Service: not measured."
+    return (
+        f"The service under {record['clients']} streaming clients for {record['seconds']:.0f} s, "
+        f"over a stub and the model: {record['requests']:,} answers,\n"
+        f"{record['errors']} errors but 429, {record['slots_leaked']} slots leaked, `/health` "
+        f"{record['health_p99_ms']:.0f} ms (p99, goal 50). To a request of 8 clients it adds\n"
+        f"{record['overhead_p50_ms']:.1f} ms (p50, goal 3) and {record['overhead_p99_ms']:.1f} ms "
+        "(p99, goal 15)."
+    )
 
 
 def _lookup(record: dict[str, Any] | None) -> str:
