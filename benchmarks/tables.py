@@ -41,6 +41,7 @@ EVALUATION = (
     Group("facts", "swapped", 1200),
 )
 SERVING = ("throughput", "memory", "repair")
+OTHERS = ("facts", "frontier", "retention", "storage", "lookup", "service", "start")
 KERNELS = ("decode", "kernels", "kernel-check")
 
 
@@ -55,8 +56,7 @@ def _records(*names: str) -> dict[str, dict[str, Any]]:
 
 def tables() -> str:
     """The README's, as markdown. What has no record is a row that says so."""
-    records = _records(*ORDER, "facts", "retention", "start", "frontier")
-    serving, below = _records(*SERVING), _records("lookup", "storage", "service")
+    records, serving = _records(*ORDER, *OTHERS), _records(*SERVING)
     return "\n\n".join(
         (
             _ttft(records),
@@ -66,9 +66,9 @@ def tables() -> str:
             _frontier(records.get("frontier")),
             _serving(serving),
             _retention(records.get("retention")),
-            _storage(below.get("storage")),
-            _lookup(below.get("lookup")),
-            _service(below.get("service")),
+            _storage(records.get("storage")),
+            _lookup(records.get("lookup")),
+            _service(records.get("service")),
             _start(records.get("start")),
         )
     )
@@ -100,7 +100,8 @@ def _machines(records: dict[str, dict[str, Any]]) -> str:
     """Where it was measured; which record where, if they were not all made in one place."""
     names: dict[str, list[str]] = {}
     for name, record in records.items():
-        names.setdefault(_machine(record), []).append(name)
+        if "dtype" in record:  # a model ran
+            names.setdefault(_machine(record), []).append(name)
     lines = [
         f"On {place}." if len(names) == 1 else f"{', '.join(made)}: on {place}."
         for place, made in names.items()
