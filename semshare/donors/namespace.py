@@ -89,12 +89,17 @@ class Namespace:
     donors: dict[str, Donor] = field(default_factory=dict)
 
     def add(self, donor: Donor, vector: Vector) -> None:
-        """Let a donor be found by its text and by `vector`, its prompt's."""
-        self.add_many([(donor, vector)])
+        """Let a donor be found by its text and by `vector`, its prompt's. Takes a millisecond."""
+        self.donors[donor.id] = donor
+        self.spans.add(donor.id, donor.ids)
+        self.prompts.add(donor.id, vector)
 
     def add_many(self, donors: Iterable[tuple[Donor, Vector]]) -> None:
-        """As `add`, for many at once, which is much faster than one by one."""
+        """As `add`; a start's thousands in a second, but nobody finds anything meanwhile."""
         several = list(donors)
+        if len(several) == 1:
+            self.add(*several[0])
+            return
         self.donors |= {donor.id: donor for donor, _ in several}
         self.spans.add_many([(donor.id, donor.ids) for donor, _ in several])
         self.prompts.add_many([(donor.id, vector) for donor, vector in several])

@@ -61,10 +61,7 @@ class Residency:
             and donor.stored.coding == "full"
             and donor.id not in space.stored_prefixes
         ]
-        if len(exact) == 1:
-            space.stored_prefixes.add(*exact[0])
-        else:
-            space.stored_prefixes.add_many(exact)
+        space.stored_prefixes.add_many(exact)
 
     def loaded(self, donor: Donor, numbers: NDArray[np.int64], pages: Pages) -> None:
         """Some of a donor's tokens have come into the pool.

@@ -60,7 +60,11 @@ class StoredPrefixes:
             ValueError: one of them is there already.
 
         """
-        for donor, ids in donors:
+        several = list(donors)
+        if len(several) == 1:
+            self.add(*several[0])
+            return
+        for donor, ids in several:
             self._keep(donor, ids)
         self._order = sorted(self._ids, key=self._key_of)
 
