@@ -26,7 +26,6 @@ from semshare.engine.sampling import SamplingParams
 from semshare.engine.stopwatch import Stopwatch
 from semshare.errors import InvalidRequest, KVMismatch, PromptTooLong
 from semshare.kv.exchange import KVFormat, LayerKV
-from semshare.planning.plan import full_plan
 from semshare.session import Session
 from semshare.types import (
     Answer,
@@ -181,8 +180,8 @@ class SemShare:
         with self._lock:
             session.keeper.check_room(namespace, ids)
         request = replace(self._in_full(ids, namespace), given_up=given_up)
-        with session.served(request, Stopwatch(), between=request.between_chunks) as served:
-            history = session.first_history(served)
+        with session.outside.served(request, Stopwatch(), between=request.between_chunks) as served:
+            history = session.outside.first_history(served)
             with self._lock:
                 return session.keeper.keep_donor(
                     served, served.sequence, history, pinned=pinned, ttl_s=ttl_s
@@ -348,8 +347,10 @@ class SemShare:
                 break
             namespace, ids = waiting
             try:
-                with self._session.served(self._in_full(ids, namespace), Stopwatch()) as served:
-                    history = self._session.first_history(served)
+                with self._session.outside.served(
+                    self._in_full(ids, namespace), Stopwatch()
+                ) as served:
+                    history = self._session.outside.first_history(served)
                     with self._lock:
                         donor = keeper.keep_pending(served, history)
             except BaseException:
@@ -383,13 +384,9 @@ class SemShare:
         because choosing them takes a pass of the model.
         """
         ids = self._session.prompt_ids(prompt, namespace)
-        policy = _checked(policy)
+        policy, session = _checked(policy), self._session
         with self._lock, torch.inference_mode():
-            policy = policy.with_mode(self._session.monitor.mode_for(policy, namespace))
-            if policy.mode == "off":
-                return full_plan(ids)
-            draft = self._session.draft(ids, policy, namespace, Stopwatch())
-            return self._session.planner.finish(draft, with_stored=True)
+            return session.plan_with_stored(ids, policy, namespace, Stopwatch())
 
     def prefill(
         self,
@@ -532,10 +529,10 @@ class SemShare:
             raise PromptTooLong(len(ids) + len(target), self.max_context)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         session = self._session
-        with session.served(Request(ids, policy, namespace, len(target)), watch) as served:
+        with session.outside.served(Request(ids, policy, namespace, len(target)), watch) as served:
             watch.first_token()
             with self._lock, torch.inference_mode():
-                logits = session.score(served.sequence, served.logits, target)
+                logits = session.outside.score(served.sequence, served.logits, target)
                 computed = np.concatenate((ids, target[:-1]))
                 session.keep(served, computed, served.sequence, policy)
         at = torch.from_numpy(target.astype(np.int64)).to(logits.device)

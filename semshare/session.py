@@ -1,20 +1,20 @@
 """The path of a prompt from text to an answer with its provenance.
 
     text → tokenize → find donors → align → guard → plan → prefill → decode → answer
+                              (what lies below the pool is fetched)
 
-`stream` submits a request and runs steps until its answer is there; the scheduler calls back at
-each station: `begin` (find donors → align → guard → plan, with the slots that it takes),
-`prefilled`, `continuation` for each answer, `answer` at its end. Up to the plan no layer runs; from
-the plan on nothing is decided. Whatever fails on the way to a mixed prefill, the prompt is computed
-in full.
+`stream` lets stored KV come (`load_stored`), submits the request and runs steps until its answer
+is there; the scheduler calls back at each station: `begin` (find donors → align → guard → plan,
+with the slots that it takes), `prefilled`, `continuation` for each answer, `answer` at its end. Up
+to the plan no layer runs; from the plan on nothing is decided. Whatever fails on the way to a mixed
+prefill, the prompt is computed in full.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -33,13 +33,14 @@ from semshare.engine.continuation import Continuation
 from semshare.engine.executor import Executor
 from semshare.engine.failures import log_failure
 from semshare.engine.fair_lock import FairLock
+from semshare.engine.first_look import query_attention
 from semshare.engine.generation import Generation, Request
 from semshare.engine.keeper import Keeper
 from semshare.engine.openmp import let_go_of_threads
-from semshare.engine.prefill import Prefill
+from semshare.engine.outside_steps import OutsideSteps
 from semshare.engine.prompts import PromptEncoder, TokenTexts, eos_ids
 from semshare.engine.rows import AttentionRecord
-from semshare.engine.sampling import Sampler, SamplingParams
+from semshare.engine.sampling import Sampler
 from semshare.engine.scheduler import Scheduler
 from semshare.engine.served import Planned, Served
 from semshare.engine.stages import Stages
@@ -63,7 +64,6 @@ from semshare.types import (
     Prompt,
     RememberState,
     ReusePlan,
-    Scores,
     TextDelta,
 )
 
@@ -129,6 +129,7 @@ class Session:
         self._serving: WeakSet[Served] = WeakSet()  # whose KV may be kept yet
         self.lock = FairLock(on_release=let_go_of_threads)
         self.scheduler = self.new_scheduler(self)
+        self.outside = OutsideSteps(self)
         self.storage = self._open_storage(config.storage, compressed)
         let_go_of_threads()  # that loading the model has made
 
@@ -188,7 +189,7 @@ class Session:
             room=request.room,
             in_full_if_short=in_full_if_short,
             on_fallback=lambda stage: self.counters.update([f"fallback:{stage}"]),
-            retention=_retention(request.policy),
+            retention=Retention.of(request.policy),
         )
         self._serving.add(served)
         return served
@@ -215,41 +216,55 @@ class Session:
         arrivals = tuple(self.pool.arrivals)
         try:
             draft = self.draft(ids, policy.with_mode(mode), namespace, watch)
-            attention, first_look = self._query_attention(draft, watch, arrivals)
+            attention, looked = query_attention(self.executor, self.planner, draft, watch, arrivals)
             with watch.measure("plan"):
                 plan = self.planner.finish(draft, query_attention=attention)
             owners = draft.found.prefix_owners
-            return Planned(plan, mode, owners, first_look, arrivals=arrivals)
+            return Planned(plan, mode, owners, looked, arrivals=arrivals)
         except Exception as error:  # reuse may cost speed, never an answer
             self.counters[f"fallback:{watch.stage}"] += 1
             log_failure(f"{watch.stage} failed, the prompt is computed in full", error)
             return Planned(full_plan(ids), mode, fallback=f"{watch.stage}: {type(error).__name__}")
 
-    def load_stored(self, request: Request, watch: Stopwatch) -> None:
-        """Let what the prompt's plan would reuse from below the pool come into it.
+    def load_stored(self, requests: Sequence[tuple[Request, Stopwatch]]) -> None:
+        """Let what the prompts' plans would reuse from below the pool come into it.
 
-        The plan is made once more when the request's turn has come, over what the pool has by then.
-        If nobody else is served, layers are computed as they arrive; otherwise the request waits
-        here, where nobody waits with it. Whatever fails costs reuse, never the request.
+        The plans are made once more when the requests' turn has come, over what the pool has by
+        then. If nobody else is served, layers are computed as they arrive; otherwise the requests
+        wait here, where nobody waits with them. Whatever fails costs reuse, never a request.
         """
-        if self.storage is None:
+        storage = self.storage
+        if storage is None or not self.library.residency.has_any_below:
             return
-        ids, policy, namespace = request.ids, request.policy, request.namespace
         try:
+            coming: list[tuple[Stopwatch, list[Arrival]]] = []
             with self.lock, torch.inference_mode():
-                mode = self.monitor.mode_for(policy, namespace)
-                if mode == "off" or not self.library.residency.has_any_below:
-                    return
-                draft = self.draft(ids, policy.with_mode(mode), namespace, watch)
-                with watch.measure("plan"):
-                    plan = self.planner.finish(draft, with_stored=True)
-                arrivals = self.storage.begin_loading(plan, namespace)
-                others = bool(self.scheduler.active)
-            with watch.measure("load"):
-                self.storage.wait(arrivals, whole=others)
+                for request, watch in requests:
+                    namespace = request.namespace
+                    plan = self.plan_with_stored(request.ids, request.policy, namespace, watch)
+                    coming.append((watch, storage.begin_loading(plan, namespace)))
+                others = len(requests) > 1 or bool(self.scheduler.active)
+            for watch, arrivals in coming:
+                with watch.measure("fetch"):
+                    storage.wait(arrivals, whole=others)
         except Exception as error:
-            self.counters["fallback:load"] += 1
-            log_failure("donors could not be loaded, the prompt is computed without", error)
+            self.counters["fallback:fetch"] += 1
+            log_failure("donors could not be loaded, prompts are computed without", error)
+
+    def plan_with_stored(
+        self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch
+    ) -> ReusePlan:
+        """What would be reused if all donors were in the pool. Runs no model, and loads nothing.
+
+        The tokens that the `query_attention` selection would add to the fresh ones are not in it,
+        because choosing them takes a pass of the model.
+        """
+        mode = self.monitor.mode_for(policy, namespace)
+        if mode == "off":
+            return full_plan(ids)
+        draft = self.draft(ids, policy.with_mode(mode), namespace, watch)
+        with watch.measure("plan"):
+            return self.planner.finish(draft, with_stored=True)
 
     def draft(self, ids: Ids, policy: ReusePolicy, namespace: str, watch: Stopwatch) -> Draft:
         """Find donors → align → guard. Touches no model."""
@@ -260,23 +275,6 @@ class Session:
         with watch.measure("guard"):
             unsafe = self.planner.guard(ids, alignment, found, policy)
         return Draft(ids, policy, found, alignment, unsafe)
-
-    def _query_attention(
-        self, draft: Draft, watch: Stopwatch, arrivals: Sequence[Arrival]
-    ) -> tuple[Scores | None, int]:
-        """One pass of the question over the donors' KV, for the policy that asks for it.
-
-        Returns the attention `[n]` each token got, and the (row, layer) pairs that ran.
-        """
-        with watch.measure("plan"):
-            plan = self.planner.question_plan(draft)
-        if plan is None:
-            return None, 0
-        record = AttentionRecord(first_position=len(draft.ids) - draft.policy.tail_tokens)
-        look = Prefill(self.executor, plan, watch, room=0, record=record, arrivals=arrivals)
-        look.run(watch)
-        look.sequence.release()
-        return record.upto(len(draft.ids)), look.rows_computed
 
     def prefilled(self, served: Served) -> None:
         """A prompt's KV is there: others may begin with it, if it is exact.
@@ -311,14 +309,13 @@ class Session:
 
     def stream(self, request: Request, watch: Stopwatch) -> Generator[TextDelta]:
         """Pieces of the answers as they come, the last with the whole; closing it frees all."""
-        self.load_stored(request, watch)
+        self.load_stored([(request, watch)])
         yield from self._pieces(self._submit(request, watch))
 
     def answers(self, requests: Sequence[tuple[Request, Stopwatch]]) -> list[Answer]:
         """Whole answers of requests that come together."""
         generations: list[Generation] = []
-        for request in requests:
-            self.load_stored(*request)
+        self.load_stored(requests)
         try:
             with self.lock:
                 generations += [self._submit(*request) for request in requests]
@@ -436,118 +433,9 @@ class Session:
         if not served.forgotten:
             self.keeper.cache_prefix(served, computed, sequence)
 
-    @contextmanager
-    def served(
-        self,
-        request: Request,
-        watch: Stopwatch,
-        *,
-        planning: Planning | None = None,
-        leaves_nothing: bool = False,
-        between: Callable[[], None] | None = None,
-    ) -> Iterator[Served]:
-        """A prompt prefilled outside of the steps, in chunks where others are being answered.
-
-        Its KV is held until the block ends.
-
-        Args:
-            request: the prompt, and whose donors may be used how.
-            watch: counts the stages.
-            planning: makes the plan in place of `plan`.
-            leaves_nothing: no later prompt begins with its KV, even where it is exact.
-            between: called without the lock after each chunk, which then has no more than
-                `prefill_rows` rows whether others are being answered or not. What it raises ends
-                the prefill.
-
-        """
-        if planning is None and not leaves_nothing:
-            self.load_stored(request, watch)
-        with self.lock, torch.inference_mode():
-            self.counters["requests"] += 1
-            served = self.begin(request, watch, planning=planning)
-            served.forgotten = leaves_nothing
-        try:
-            while not served.prefilled:
-                with self.lock, torch.inference_mode(), watch.measure("prefill"):
-                    most = self.config.prefill_rows if between else self.scheduler.rows_outside()
-                    rows = served.next_rows(most)
-                    try:
-                        (result,) = self.executor.run([rows])
-                        served.took(rows, result)
-                    except Exception as error:
-                        served.failed(error)
-                if between is not None:
-                    between()
-            with self.lock:
-                self.prefilled(served)
-            yield served
-        finally:
-            with self.lock:
-                served.release()
-                self._serving.discard(served)
-
-    def first_history(self, served: Served) -> Scores:
-        """Attention `[n]` that a greedy answer pays to each token of a prefilled prompt."""
-        record = AttentionRecord()
-        room = self.model.max_context - served.sequence.length
-        if self.config.history_tokens:
-            with suppress(PoolExhausted):  # some history is better than none
-                # The last token is not computed.
-                self.greedy(served, min(self.config.history_tokens, room) + 1, record)
-        return record.upto(len(served.ids))
-
-    def greedy(
-        self, served: Served, max_tokens: int, record: AttentionRecord | None = None
-    ) -> Continuation:
-        """A greedy answer to a prefilled prompt, decoded outside of the steps.
-
-        It is appended to the prompt's sequence.
-
-        Args:
-            served: the prompt.
-            max_tokens: most tokens of the answer.
-            record: adds the attention that the answer's tokens pay.
-
-        Raises:
-            PoolExhausted: no slots, and nothing left to evict.
-
-        """
-        answer = Continuation(
-            served.sequence,
-            Sampler(SamplingParams()),
-            TextAssembler(self.encoder.decode, ()),
-            self.eos,
-            max_tokens,
-            emit=lambda _: None,
-            record=record,
-        )
-        answer.take(served.logits[-1])
-        while not answer.ended:
-            with self.lock, torch.inference_mode():
-                rows = answer.next_rows(1)
-                (result,) = self.executor.run([rows])
-                answer.took(rows, result.logits)
-        return answer
-
-    def score(self, sequence: KVSequence, first: torch.Tensor, tokens: Ids) -> torch.Tensor:
-        """Logits `[n, vocab]` float32 that each of `tokens` `[n]` could be picked from.
-
-        All tokens but the last are appended to the sequence. The caller holds `lock`.
-
-        Args:
-            sequence: a prefilled prompt.
-            first: `[1, vocab]` float32, of its last token.
-            tokens: what is given after it, at least one.
-
-        Raises:
-            PoolExhausted: no slots, and nothing left to evict.
-
-        """
-        if len(tokens) == 1:
-            return first
-        positions = sequence.append(len(tokens) - 1)
-        rest = self.executor.forward(sequence, tokens[:-1], positions, all_logits=True)
-        return torch.cat((first, rest.logits))
+    def no_longer_served(self, served: Served) -> None:
+        """A prompt that was begun here has ended; nothing of it may be kept from now on."""
+        self._serving.discard(served)
 
     def forgotten(self, donor_id: str) -> None:
         """Wait until no tier has a donor any more that the library has just forgotten."""
@@ -568,10 +456,3 @@ class Session:
             self.monitor.reset(namespace)
             for served in self._serving:
                 served.forgotten |= namespace in (None, served.namespace)
-
-
-def _retention(policy: ReusePolicy) -> Retention | None:
-    """What a policy wants to be kept of a prompt; None for all of it."""
-    if policy.retention == 1.0:
-        return None
-    return Retention(policy.retention, policy.retention_decay, sinks=policy.sink_tokens)

@@ -231,7 +231,7 @@ class Timings:
     tokenize_s: float = 0.0
     lookup_s: float = 0.0  # prefix tree, span index, prompt index, alignment
     plan_s: float = 0.0  # guard, selection, plan
-    load_s: float = 0.0  # gathering and re-aligning reused KV
+    load_s: float = 0.0  # waiting for KV below the pool, gathering and re-aligning it
     prefill_s: float = 0.0
     ttft_s: float = 0.0
     decode_s: float = 0.0

@@ -87,8 +87,10 @@ def _logits(
         spare = session.library.spare_pages
         if wanted > spare:
             raise PoolExhausted(wanted * pool.page_size, spare * pool.page_size, pool.n_slots)
-    with session.served(request, Stopwatch(), leaves_nothing=True, between=between) as served:
+    with session.outside.served(
+        request, Stopwatch(), leaves_nothing=True, between=between
+    ) as served:
         with session.lock, torch.inference_mode():
-            logits = session.score(served.sequence, served.logits, answer)
+            logits = session.outside.score(served.sequence, served.logits, answer)
         between()
         return logits, served.provenance

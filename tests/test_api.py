@@ -506,13 +506,13 @@ def test_what_is_forgotten_while_it_is_computed_is_not_kept(
 ) -> None:
     engine.remember(DONOR)
     engine.generate(REWORDED, max_tokens=1, policy=replace(SEMANTIC, remember=True))
-    first_history = engine._session.first_history
+    first_history = engine._session.outside.first_history
 
     def forget_meanwhile(served: Served) -> Scores:
         engine.forget_all(forgotten)
         return first_history(served)
 
-    monkeypatch.setattr(engine._session, "first_history", forget_meanwhile)
+    monkeypatch.setattr(engine._session.outside, "first_history", forget_meanwhile)
     assert len(engine.complete_pending()) == kept
     assert len(engine.donors()) == 2 * kept
     assert engine.complete_pending() == []

@@ -53,7 +53,7 @@ class PrefilledPrompt:
         self._session = session
         self._released = False
         self._held = ExitStack()
-        prefilling = session.served(request, watch, between=request.between_chunks)
+        prefilling = session.outside.served(request, watch, between=request.between_chunks)
         served = self._held.enter_context(prefilling)
         watch.first_token()
         try:

@@ -92,7 +92,7 @@ def import_donor(
             on_fallback=lambda _: None,  # there is no prefill that could fail
             prefilled=Prefilled(sequence, logits),
         )
-        history = session.first_history(served)
+        history = session.outside.first_history(served)
         with session.lock:
             return session.keeper.keep_donor(served, sequence, history, pinned=pinned, ttl_s=ttl_s)
     finally:

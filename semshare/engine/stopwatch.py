@@ -14,6 +14,7 @@ _FIELD = {
     "align": "lookup_s",
     "guard": "plan_s",
     "plan": "plan_s",
+    "fetch": "load_s",
     "load": "load_s",
     "prefill": "prefill_s",
 }

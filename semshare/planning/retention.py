@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semshare.errors import InvalidRequest
 from semshare.types import Scores
+
+if TYPE_CHECKING:
+    from semshare.config import ReusePolicy
 
 # Measured (docs/decisions.md): the decay published for models of 7 billion parameters costs
 # the bundled one fidelity at every rate that was tried.
@@ -30,6 +34,13 @@ class Retention:
     share: float  # of all (token, layer) pairs
     decay: float
     sinks: int  # first tokens that every layer keeps
+
+    @classmethod
+    def of(cls, policy: ReusePolicy) -> Retention | None:
+        """What a policy wants to be kept of a prompt; None for all of it."""
+        if policy.retention == 1.0:
+            return None
+        return cls(policy.retention, policy.retention_decay, sinks=policy.sink_tokens)
 
     def budgets(self, n_tokens: int, n_layers: int) -> tuple[int, ...]:
         """How many tokens each layer keeps of a prompt of `n_tokens`."""

@@ -14,6 +14,7 @@ from tiny import FAMILIES, tiny_engine
 from semshare import ReusePolicy, SemShare, TokenSource
 from semshare.config import SELECTION_NAMES
 from semshare.engine.adapter import NO_ROPE
+from semshare.engine.first_look import query_attention
 from semshare.engine.prefill import Prefill
 from semshare.engine.stopwatch import Stopwatch
 from semshare.kv import sequence
@@ -118,7 +119,8 @@ def test_the_questions_attention_equals_its_definition(family: str) -> None:
     plan = engine._session.planner.question_plan(draft)
     assert any(view.shift for view in lay_out(plan).views)
     with torch.inference_mode():
-        found, _ = engine._session._query_attention(draft, Stopwatch())
+        session = engine.session
+        found, _ = query_attention(session.executor, session.planner, draft, Stopwatch())
     expected = attention_by_definition(engine, plan, len(TARGET) - 24)
     assert expected.sum() == pytest.approx(24 * engine.model.n_heads * engine.model.n_layers)
     np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -75,14 +75,14 @@ def test_room_that_is_taken_while_a_prompt_is_computed_is_not_taken_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = limited(max_donors=1)
-    first_history = engine.session.first_history
+    first_history = engine.session.outside.first_history
 
     def interrupted(served: Any) -> Any:
         monkeypatch.undo()
         engine.remember("quicker", namespace="a/y")
         return first_history(served)
 
-    monkeypatch.setattr(engine.session, "first_history", interrupted)
+    monkeypatch.setattr(engine.session.outside, "first_history", interrupted)
     with pytest.raises(QuotaExceeded):
         engine.remember("slower", namespace="a/x")
     assert [len(engine.donors(namespace=name)) for name in ("a/x", "a/y")] == [0, 1]

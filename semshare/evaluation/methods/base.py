@@ -183,7 +183,7 @@ def serve(
     if len(ids) + room > engine.max_context:
         raise PromptTooLong(len(ids) + room, engine.max_context)
     request = Request(ids, policy, task.namespace, max_tokens=room)
-    with session.served(request, watch, planning=planning, leaves_nothing=True) as served:
+    with session.outside.served(request, watch, planning=planning, leaves_nothing=True) as served:
         watch.first_token()
         sequence, provenance = served.sequence, served.provenance
         kept = round(provenance.retained * len(ids))
@@ -191,11 +191,11 @@ def serve(
         with session.lock, torch.inference_mode():
             scored = sequence.fork(room=len(continuation))
             try:
-                logits = session.score(scored, served.logits, continuation)
+                logits = session.outside.score(scored, served.logits, continuation)
             finally:
                 scored.release()
         started = time.perf_counter()
-        answer = session.greedy(served, task.max_tokens)
+        answer = session.outside.greedy(served, task.max_tokens)
         decode_s = time.perf_counter() - started
         return Outcome(
             logits=logits,
