@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
 from types import EllipsisType
 from typing import Any, Self, Unpack
 
-import numpy as np
 import torch
 
 from semshare.config import DEFAULT_NAMESPACE, EngineConfig, ReusePolicy
 from semshare.donors.embedders import Embedder
 from semshare.donors.pool_use import pool_use
+from semshare.engine.asked import check_ttl, checked_policy, request_of
 from semshare.engine.fingerprint import fingerprint
 from semshare.engine.generation import Request
 from semshare.engine.kv_export import PrefilledPrompt
 from semshare.engine.kv_import import import_donor
 from semshare.engine.limits import LimitsOf
 from semshare.engine.loading import choose_dtype, load_model
-from semshare.engine.sampling import SamplingParams
+from semshare.engine.remembering import complete_pending, remember
 from semshare.engine.stopwatch import Stopwatch
-from semshare.errors import InvalidRequest, KVMismatch, PromptTooLong
+from semshare.errors import KVMismatch
 from semshare.kv.exchange import KVFormat, LayerKV
+from semshare.scoring import score
 from semshare.session import Session
 from semshare.types import (
     Answer,
@@ -174,23 +173,11 @@ class SemShare:
             PoolExhausted: no room, and nothing left to evict.
 
         """
-        session = self._session
-        _check_ttl(ttl_s)
-        ids = session.prompt_ids(prompt, namespace)
-        with self._lock:
-            session.keeper.check_room(namespace, ids)
-        request = replace(self._in_full(ids, namespace), given_up=given_up)
-        with session.outside.served(request, Stopwatch(), between=request.between_chunks) as served:
-            history = session.outside.first_history(served)
-            with self._lock:
-                return session.keeper.keep_donor(
-                    served, served.sequence, history, pinned=pinned, ttl_s=ttl_s
-                )
-
-    def _in_full(self, ids: Ids, namespace: str) -> Request:
-        """To compute a prompt so that it may become a donor, with an answer for its history."""
-        room = self.config.history_tokens
-        return Request(ids, ReusePolicy(mode="prefix"), namespace, max_tokens=room)
+        check_ttl(ttl_s)
+        ids = self._session.prompt_ids(prompt, namespace)
+        return remember(
+            self._session, ids, namespace, pinned=pinned, ttl_s=ttl_s, given_up=given_up
+        )
 
     def import_donor(
         self,
@@ -223,7 +210,7 @@ class SemShare:
                 f"the KV is of the model {fingerprint[:64]!r}: this one is {self.fingerprint!r}; "
                 "send KV of the same weights in the same dtype"
             )
-        _check_ttl(ttl_s)
+        check_ttl(ttl_s)
         checked = self._session.prompt_ids(ids, namespace)
         with self._lock:
             self._session.keeper.check_room(namespace, checked)
@@ -286,7 +273,7 @@ class SemShare:
 
         """
         if not isinstance(ttl_s, EllipsisType):
-            _check_ttl(ttl_s)
+            check_ttl(ttl_s)
         with self._lock:
             return self.library.update(namespace, donor_id, pinned=pinned, ttl_s=ttl_s).info
 
@@ -338,28 +325,7 @@ class SemShare:
             PoolExhausted: no room; the prompt goes on waiting, behind the others.
 
         """
-        keeper = self._session.keeper
-        finished: list[DonorInfo] = []
-        while limit is None or len(finished) < limit:
-            with self._lock:
-                waiting = keeper.take_pending()
-            if waiting is None:
-                break
-            namespace, ids = waiting
-            try:
-                with self._session.outside.served(
-                    self._in_full(ids, namespace), Stopwatch()
-                ) as served:
-                    history = self._session.outside.first_history(served)
-                    with self._lock:
-                        donor = keeper.keep_pending(served, history)
-            except BaseException:
-                with self._lock:
-                    keeper.return_pending(namespace, ids)
-                raise
-            if donor is not None:
-                finished.append(donor)
-        return finished
+        return complete_pending(self._session, limit=limit)
 
     # -------------------------------------------------------------- requests
 
@@ -384,7 +350,7 @@ class SemShare:
         because choosing them takes a pass of the model.
         """
         ids = self._session.prompt_ids(prompt, namespace)
-        policy, session = _checked(policy), self._session
+        policy, session = checked_policy(policy), self._session
         with self._lock, torch.inference_mode():
             return session.plan_with_stored(ids, policy, namespace, Stopwatch())
 
@@ -413,13 +379,13 @@ class SemShare:
         """
         started = time.perf_counter()
         ids = self._session.prompt_ids(prompt, namespace)
-        request = Request(ids, _checked(policy), namespace, max_tokens=0, given_up=given_up)
+        request = Request(ids, checked_policy(policy), namespace, max_tokens=0, given_up=given_up)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
         return PrefilledPrompt(self._session, request, watch)
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Answer:
         """Answer a prompt. Options and errors are those of `stream`."""
-        (answer,) = self._session.answers([self._request(prompt, **options)])
+        (answer,) = self._session.answers([request_of(self._session, prompt, **options)])
         return answer
 
     def generate_many(
@@ -438,7 +404,8 @@ class SemShare:
             SemShareError: as `stream`; the first prompt's that has one, and no answer is given.
 
         """
-        return self._session.answers([self._request(prompt, **options) for prompt in prompts])
+        session = self._session
+        return session.answers([request_of(session, prompt, **options) for prompt in prompts])
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generator[TextDelta]:
         """Answer a prompt piece by piece; the last piece carries the whole `Answer`.
@@ -455,55 +422,7 @@ class SemShare:
             GivenUp: `given_up` returned true before the answer was complete.
 
         """
-        return self._session.stream(*self._request(prompt, **options))
-
-    def _request(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 64,
-        policy: ReusePolicy | None = None,
-        namespace: str = DEFAULT_NAMESPACE,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        min_p: float = 0.0,
-        logit_bias: Mapping[int, float] | None = None,
-        logprobs: int | None = None,
-        n: int = 1,
-        deadline_s: float | None = None,
-        given_up: Callable[[], bool] | None = None,
-    ) -> tuple[Request, Stopwatch]:
-        """What is asked for, checked, and the clock that runs since then."""
-        started = time.perf_counter()
-        most = self.config.max_answers
-        for name, value, high in (("max_tokens", max_tokens, math.inf), ("n", n, most)):
-            if type(value) is not int or not 1 <= value <= high:
-                raise InvalidRequest(
-                    f"{name} is {value!r}: it must be a whole number, at least 1"
-                    + (f" and at most {high} (max_answers)" if high < math.inf else "")
-                )
-        if deadline_s is not None and not 0 < deadline_s < math.inf:
-            raise InvalidRequest(f"deadline_s is {deadline_s!r}: it must be above 0, in seconds")
-        sampling = SamplingParams(
-            temperature, top_p, top_k, seed, min_p, logit_bias or {}, logprobs
-        )
-        sampling.check_vocabulary(self.model.vocab_size)
-        ids = self._session.prompt_ids(prompt, namespace)
-        request = Request(
-            ids,
-            _checked(policy),
-            namespace,
-            max_tokens=min(max_tokens, self.max_context - len(ids)),
-            sampling=sampling,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-            n=n,
-            deadline=None if deadline_s is None else time.monotonic() + deadline_s,
-            given_up=given_up,
-        )
-        return request, Stopwatch(started, tokenize_s=time.perf_counter() - started)
+        return self._session.stream(*request_of(self._session, prompt, **options))
 
     def score(
         self,
@@ -524,20 +443,9 @@ class SemShare:
         started = time.perf_counter()
         ids = self._session.prompt_ids(prompt, namespace)
         target = self._session.encoder.continuation_ids(continuation)
-        policy = _checked(policy)
-        if len(ids) + len(target) > self.max_context:
-            raise PromptTooLong(len(ids) + len(target), self.max_context)
         watch = Stopwatch(started, tokenize_s=time.perf_counter() - started)
-        session = self._session
-        with session.outside.served(Request(ids, policy, namespace, len(target)), watch) as served:
-            watch.first_token()
-            with self._lock, torch.inference_mode():
-                logits = session.outside.score(served.sequence, served.logits, target)
-                computed = np.concatenate((ids, target[:-1]))
-                session.keep(served, computed, served.sequence, policy)
-        at = torch.from_numpy(target.astype(np.int64)).to(logits.device)
-        logprobs = torch.log_softmax(logits, dim=-1).gather(1, at[:, None])[:, 0]
-        return Score(target.tolist(), logprobs, logits, served.provenance, watch.timings())
+        request = Request(ids, checked_policy(policy), namespace, max_tokens=len(target))
+        return score(self._session, request, target, watch)
 
     def verify(
         self,
@@ -555,7 +463,7 @@ class SemShare:
             The divergence of the policy's own mode.
 
         """
-        policy = _checked(policy)
+        policy = checked_policy(policy)
         ids = self._session.prompt_ids(prompt, namespace)
         full = ReusePolicy(mode="off")
         answer = self.generate(ids, max_tokens=max_tokens, policy=full, namespace=namespace)
@@ -593,7 +501,7 @@ class SemShare:
         session = self._session
         ids = session.encoder.prompt_ids(prompt)
         target = session.encoder.continuation_ids(list(answer) or sorted(session.eos)[:1])
-        return verification(session, ids, target, _checked(policy), namespace, between)
+        return verification(session, ids, target, checked_policy(policy), namespace, between)
 
     def stats(self) -> dict[str, int | float]:
         """Counters since the start, and the pool's present state."""
@@ -641,18 +549,3 @@ class SemShare:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check_ttl(ttl_s: float | None) -> None:
-    if ttl_s is not None and not 0 < ttl_s < math.inf:
-        raise InvalidRequest(f"ttl_s is {ttl_s!r}: it must be above 0, in seconds, or None")
-
-
-def _checked(policy: ReusePolicy | None) -> ReusePolicy:
-    """The policy of a request, the defaults if it names none."""
-    if policy is not None and not isinstance(policy, ReusePolicy):
-        raise InvalidRequest(
-            f"policy is a {type(policy).__name__}: make a ReusePolicy of it, "
-            "or use ReusePolicy.from_mapping"
-        )
-    return policy or ReusePolicy()
