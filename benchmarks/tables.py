@@ -326,8 +326,8 @@ def _lookup(record: dict[str, Any] | None) -> str:
         )
     rows.append(
         f"\nFinding stored donors of {record['tokens']:.0f} tokens; goals at 100,000: 2 ms (p99), "
-        f"recall 0.98. {record['restart_donors']:,} donors can be found\n"
-        f"{record['restart_s']:.1f} s after their ids and vectors are in memory (goal 2 s)."
+        f"recall 0.98. {record['index_donors']:,} donors can be found\n"
+        f"{record['index_s']:.1f} s after their ids and vectors are in memory."
     )
     return "\n".join(rows)
 

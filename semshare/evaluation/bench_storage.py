@@ -5,65 +5,26 @@ semshare bench storage --json
 
 from __future__ import annotations
 
-import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
-from typing import Any
 
-import torch
-
-from semshare import (
-    Answer,
-    BenchmarkRefused,
-    EngineConfig,
-    ReusePolicy,
-    Score,
-    SemShare,
-    StorageConfig,
-)
+from semshare import SemShare, StorageConfig
 from semshare.engine.loading import choose_dtype, load_model
 from semshare.errors import InvalidRequest
 from semshare.evaluation import prompts
 from semshare.evaluation.bounds import Record
 from semshare.evaluation.environment import setting
-from semshare.evaluation.local_server import local_server
-from semshare.evaluation.material import Material, Messages
-from semshare.evaluation.measure import FULL, compare
+from semshare.evaluation.material import Material
+from semshare.evaluation.measure import FULL
 from semshare.evaluation.paper_scenarios import DONOR_ASPECT, instruction_first, question_last
 from semshare.evaluation.progress import progress_bar, status_line
+from semshare.evaluation.redis_server import redis_server
 from semshare.evaluation.restart import restart_s
+from semshare.evaluation.storage_tier import SEMANTIC, Reference, Targets, TierBench
 from semshare.evaluation.texts import Split
 
-EXACT_LIMIT = 1e-3  # max abs difference of logits between a loaded prefix and a full prefill
 EXCERPT = 0.3  # of the donor's text, in the target that wants only a part
-_POOL_BYTES = 1 << 30
-_SEMANTIC = ReusePolicy(mode="semantic")
-_PREFIX = ReusePolicy(mode="prefix")
-
-
-@dataclass(frozen=True, slots=True)
-class _Targets:
-    """Prompts over one donor."""
-
-    donor: Messages
-    same: Messages  # the donor's own prompt, with another question: an exact prefix
-    moved: Messages  # its text after another instruction
-    excerpt: Messages  # a part of its text after another instruction
-    gold: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Scores without any tier."""
-
-    same: Score  # after a full prefill
-    moved: Score
-    moved_resident: Score  # over the donor in the pool
 
 
 def run_storage(
@@ -119,7 +80,7 @@ def run_storage(
         with tempfile.TemporaryDirectory() as folder:
             note("disk")
             at = StorageConfig(disk_path=folder, eviction="lru", load_timeout_s=60.0)
-            measured = _Tier(parts, model, at, targets, repeats, Path(folder)).measure(reference)
+            measured = TierBench(parts, model, at, targets, repeats).measure(reference)
             record |= {
                 "compute_s": measured["full_s"],
                 **_named("disk", measured),
@@ -136,22 +97,22 @@ def run_storage(
             over = None
             if url is not None:
                 at = StorageConfig(redis_url=url, load_timeout_s=60.0)
-                over = _Tier(parts, model, at, targets, repeats).measure(reference)
+                over = TierBench(parts, model, at, targets, repeats).measure(reference)
         record |= _named("redis", over)
         advance("redis")
         note("restart")
         record["restart_donors"] = restart_donors
         record["restart_s"] = restart_s(restart_donors) if restart_donors else None
         advance("restart")
-    return {**record, "repeats": repeats, "split": split, **setting(plain, _SEMANTIC)}
+    return {**record, "repeats": repeats, "split": split, **setting(plain, SEMANTIC)}
 
 
-def _reference(engine: SemShare, targets: _Targets) -> Reference:
+def _reference(engine: SemShare, targets: Targets) -> Reference:
     same, moved = (
         engine.score(one, targets.gold, policy=FULL) for one in (targets.same, targets.moved)
     )
     engine.remember(targets.donor)
-    resident = engine.score(targets.moved, targets.gold, policy=_SEMANTIC)
+    resident = engine.score(targets.moved, targets.gold, policy=SEMANTIC)
     engine.forget_all()
     return Reference(same, moved, resident)
 
@@ -161,166 +122,27 @@ def _server(url: str | None) -> Iterator[str | None]:
     if url is not None:
         yield url
     else:
-        with local_server() as started:
+        with redis_server() as started:
             yield started
 
 
 def _named(tier: str, measured: Record | None) -> Record:
     """The fields of one tier, with its name before them."""
     fields = ("s", "speedup", "moved_s", "moved_speedup", "resident_s", "load_s")
-    return {
-        f"{tier}_{field}": None if measured is None else measured[f"tier_{field}"]
-        for field in fields
-    }
+    return {f"{tier}_{field}": None if measured is None else measured[field] for field in fields}
 
 
-def _targets(engine: SemShare, tokens: int, split: Split) -> _Targets:
+def _targets(engine: SemShare, tokens: int, split: Split) -> Targets:
     material = Material(lambda messages: len(engine.encode(messages)), tokens, split=split)
     ((paper, text),) = material.papers(material.room_in(question_last("", "challenge")), 1)
     sentences = text.split(". ")
     first = len(sentences) // 2
     part = ". ".join(sentences[first : first + round(EXCERPT * len(sentences))])
     opened = prompts.user(prompts.OPENING, text, prompts.QUESTION[DONOR_ASPECT])
-    return _Targets(
+    return Targets(
         donor=opened,
         same=question_last(text, "outcome"),
         moved=instruction_first(text, "outcome"),
         excerpt=instruction_first(part, "outcome"),
         gold=paper.gold["outcome"],
     )
-
-
-class _Tier:
-    """Measures one tier. Its engines share a model, one after the other."""
-
-    def __init__(
-        self,
-        parts: tuple[torch.nn.Module, Any],
-        name: str,
-        storage: StorageConfig,
-        targets: _Targets,
-        repeats: int,
-        folder: Path | None = None,
-    ) -> None:
-        self._parts = parts
-        self._name = name
-        self._config = EngineConfig(kv_budget_bytes=_POOL_BYTES, storage=storage)
-        self._targets = targets
-        self._repeats = repeats
-        self._folder = folder
-
-    def measure(self, reference: Reference) -> Record:
-        """Times, and what was checked before they were taken."""
-        with self._engine() as engine:
-            n_bytes = engine.remember(self._targets.donor).bytes
-            started = time.perf_counter()
-            engine.flush()
-            write_s = time.perf_counter() - started
-        with self._engine() as engine:
-            self._answer(engine, self._targets.same, _PREFIX)  # untimed: maps memory
-            checked = self._check(engine, reference)
-            full, same, moved, resident = [], [], [], []
-            for _ in range(self._repeats):
-                full.append(self._answer(engine, self._targets.same, FULL))
-                same.append(self._answer(engine, self._targets.same, _PREFIX))
-                moved.append(self._answer(engine, self._targets.moved, _SEMANTIC))
-                resident.append(self._answer(engine, self._targets.moved, _SEMANTIC, leaves=False))
-            full_s, tier_s, moved_s, resident_s = (
-                median(answer.timings.ttft_s for answer in answers)
-                for answers in (full, same, moved, resident)
-            )
-            return {
-                "full_s": round(full_s, 4),
-                "tier_s": round(tier_s, 4),
-                "tier_speedup": round(full_s / tier_s, 2),
-                "tier_moved_s": round(moved_s, 4),
-                "tier_moved_speedup": round(full_s / moved_s, 2),
-                "tier_resident_s": round(resident_s, 4),
-                "tier_load_s": round(median(one.timings.load_s for one in same), 4),
-                "write_s": round(write_s, 4),
-                **checked,
-                **self._part(engine, n_bytes),
-            }
-
-    def _engine(self) -> SemShare:
-        return SemShare(*self._parts, config=self._config, name=self._name)
-
-    def _answer(
-        self, engine: SemShare, prompt: Messages, policy: ReusePolicy, *, leaves: bool = True
-    ) -> Answer:
-        """One token; `leaves`: with nothing in the pool, or in the system's cache of the disk."""
-        if leaves:
-            push_out(engine)
-            if self._folder is not None:
-                drop_page_cache(self._folder)
-        answer = engine.generate(prompt, max_tokens=1, policy=policy)
-        share = answer.provenance.reused / answer.prompt_tokens
-        if policy.mode != "off" and share < 0.9:
-            raise BenchmarkRefused(f"{share:.0%} of a prompt was reused: its donor was not loaded")
-        return answer
-
-    def _check(self, engine: SemShare, reference: Reference) -> Record:
-        """Nothing is timed before what is loaded has been found to be what would be computed."""
-        scores = []
-        for prompt, policy in ((self._targets.same, _PREFIX), (self._targets.moved, _SEMANTIC)):
-            push_out(engine)
-            score = engine.score(prompt, self._targets.gold, policy=policy)
-            if score.provenance.fallback is not None:
-                raise BenchmarkRefused(f"a prompt was computed: {score.provenance.fallback}")
-            scores.append(score)
-        same, moved = scores
-        differences = {
-            "a loaded prefix and a full prefill": compare(reference.same, same).max_logit_diff,
-            "a donor that was loaded and one that stayed in the pool": compare(
-                reference.moved_resident, moved
-            ).max_logit_diff,
-        }
-        for what, difference in differences.items():
-            if not difference <= EXACT_LIMIT:
-                raise BenchmarkRefused(
-                    f"logits over {what} differ by {difference:.2g}, more than {EXACT_LIMIT}"
-                )
-        fidelity = compare(reference.moved, moved)
-        return {
-            "kl": round(fidelity.kl, 5),
-            "top1": round(fidelity.top1, 4),
-            "max_logit_difference": max(differences.values()),
-        }
-
-    def _part(self, engine: SemShare, n_bytes: int) -> Record:
-        """What is read of a donor for a prompt that has a part of its text."""
-        push_out(engine)
-        before = _bytes_read(engine)
-        answer = engine.generate(self._targets.excerpt, max_tokens=1, policy=_SEMANTIC)
-        push_out(engine)
-        tokens = len(engine.encode(self._targets.donor))
-        return {
-            "bytes_read_fraction": round((_bytes_read(engine) - before) / n_bytes, 4),
-            "wanted_fraction": round(answer.provenance.reused / tokens, 4),
-        }
-
-
-def push_out(engine: SemShare) -> None:
-    """Leave nothing in the pool that may leave it."""
-    session = engine.session
-    if session.storage is not None:
-        session.storage.until_idle(60.0)
-    engine.flush()
-    with session.lock:
-        engine.pool.release(engine.pool.allocate(engine.pool.n_slots))
-
-
-def drop_page_cache(folder: Path) -> None:
-    """Let the system forget what it has read of these files, as far as it does so when asked."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(handle)
-
-
-def _bytes_read(engine: SemShare) -> int:
-    use = engine.pool_use().storage
-    return 0 if use is None else sum(tier.counts["bytes_read"] for tier in use.tiers)

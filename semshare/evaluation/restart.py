@@ -14,6 +14,7 @@ from semshare import BenchmarkRefused
 from semshare.donors.embedders import HashEmbedder
 from semshare.donors.library import DonorLibrary
 from semshare.donors.namespace import donor_id
+from semshare.donors.prompt_vectors import PromptVectors
 from semshare.kv.pool import KVPool
 from semshare.kv.tiers.disk import DiskTier
 from semshare.kv.tiers.tier import DonorRecord
@@ -39,6 +40,7 @@ def restart_s(donors: int) -> float:
     """
     rng = np.random.default_rng(0)
     embedder = HashEmbedder(_DIM)
+    maker = PromptVectors(embedder).maker
     with tempfile.TemporaryDirectory() as folder:
         tier = DiskTier(Path(folder), "restart", 64 << 30, "lru")
         wanted: list[Ids] = []
@@ -46,7 +48,7 @@ def restart_s(donors: int) -> float:
             ids = rng.integers(0, _VOCABULARY, _TOKENS, dtype=np.int32)
             vector = rng.standard_normal(_DIM).astype(np.float32)
             vector /= np.linalg.norm(vector)
-            tier.put(_record(ids, vector, f"{type(embedder).__name__} {_DIM}"), [b"kv"] * _GROUPS)
+            tier.put(_record(ids, vector, maker), [b"kv"] * _GROUPS)
             if number % (donors // 10 or 1) == 0:
                 wanted.append(ids)
         tier.close()

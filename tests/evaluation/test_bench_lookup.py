@@ -65,8 +65,8 @@ def test_the_record_is_of_the_largest_point_and_documented() -> None:
         assert sum(point["bytes_by_part"].values()) == pytest.approx(
             point["bytes_per_donor"], abs=3
         )
-    assert record["restart_donors"] == 200
-    assert record["restart_s"] == record["points"][1]["build_s"]
+    assert record["index_donors"] == 200
+    assert record["index_s"] == record["points"][1]["build_s"]
     assert record["extrapolated"]["donors"] == 1000
     assert record["embed_ms"] > 0
 

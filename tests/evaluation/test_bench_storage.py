@@ -11,9 +11,9 @@ from documented import undocumented
 from tiny import tiny_model, tiny_tokenizer
 
 from semshare import BenchmarkRefused, InvalidRequest
-from semshare.evaluation import bench_storage
+from semshare.evaluation import bench_storage, storage_tier
 from semshare.evaluation.bench_storage import run_storage
-from semshare.evaluation.local_server import server_binary
+from semshare.evaluation.redis_server import server_binary
 from semshare.evaluation.restart import restart_s
 from semshare.kv.tiers.stack import TierStack
 
@@ -24,7 +24,7 @@ SMALL = {"tokens": 1200, "repeats": 1, "restart_donors": 20, "model": "tiny", "p
 def random_model(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = tiny_model("llama"), tiny_tokenizer()
     monkeypatch.setattr(bench_storage, "load_model", lambda *_, **__: parts)
-    monkeypatch.setattr(bench_storage, "_POOL_BYTES", 32 << 20)
+    monkeypatch.setattr(storage_tier, "POOL_BYTES", 32 << 20)
 
 
 def test_each_tier_is_measured() -> None:

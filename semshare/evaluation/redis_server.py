@@ -26,7 +26,7 @@ def server_binary() -> str | None:
 
 
 @contextmanager
-def local_server() -> Iterator[str | None]:
+def redis_server() -> Iterator[str | None]:
     """The URL of an empty server that writes nothing to disk; None where there is no program."""
     program = server_binary()
     if program is None or find_spec("redis") is None:
