@@ -13,7 +13,8 @@ from invariants import assert_consistent
 from prompts import answerable, reworded, words
 from tiny import FAMILIES, tiny_engine
 
-from semshare import NotFound, ReusePolicy, SemShare, StorageConfig, TokenSource
+from semshare import NotFound, QuotaExceeded, ReusePolicy, SemShare, StorageConfig, TokenSource
+from semshare.engine.limits import NamespaceLimits
 from semshare.kv.tiers.host import HostTier
 from semshare.kv.tiers.tier import Tier
 
@@ -330,6 +331,19 @@ def test_a_pool_without_room_computes(tier: Moody) -> None:
         assert answer.provenance.reused == 0
         assert counters(engine)["loads"] == 1
         assert_consistent(engine)
+
+
+def test_what_is_stored_counts_against_the_namespaces_quota(engine: SemShare) -> None:
+    limits = NamespaceLimits(prefix="mine", max_donors=2)
+    engine.limit(lambda namespace: limits if namespace == "mine" else NamespaceLimits(namespace))
+    for seed in range(2):
+        engine.remember(words(200, seed), namespace="mine")
+    push_out(engine)
+    with pytest.raises(QuotaExceeded, match="2 donors are kept, of 2"):
+        engine.remember(words(200, 2), namespace="mine")
+    engine.remember(words(200, 2), namespace="other")
+    engine.forget(engine.donors(namespace="mine")[0].id, namespace="mine")
+    engine.remember(words(200, 3), namespace="mine")
 
 
 def test_two_engines_share_a_tier(monkeypatch: pytest.MonkeyPatch) -> None:
