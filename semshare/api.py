@@ -302,9 +302,7 @@ class SemShare:
             NotFound: no such donor in this namespace.
 
         """
-        with self._lock:
-            self.library.remove(namespace, donor_id)
-        self._session.forgotten(donor_id)
+        self._session.forget(namespace, donor_id)
 
     def forget_all(self, namespace: str | None = None) -> None:
         """Drop all donors, cached prefixes and waiting prompts of one namespace, or of all.

@@ -437,10 +437,19 @@ class Session:
         """A prompt that was begun here has ended; nothing of it may be kept from now on."""
         self._serving.discard(served)
 
-    def forgotten(self, donor_id: str) -> None:
-        """Wait until no tier has a donor any more that the library has just forgotten."""
-        if self.storage is not None:
-            self.storage.writer.wait_for_removal(donor_id)
+    def forget(self, namespace: str, donor_id: str) -> None:
+        """Drop a donor, and wait until no tier that answers has it any more.
+
+        Raises:
+            NotFound: no such donor in this namespace.
+
+        """
+        with self.lock:
+            writer = None if self.storage is None else self.storage.writer
+            if writer is None or not writer.forget_evicted(namespace, donor_id):
+                self.library.remove(namespace, donor_id)
+        if writer is not None:
+            writer.wait_for_removal(donor_id)
 
     def close(self, timeout_s: float) -> None:
         """Write donors that are not in the tiers yet, as far as this time allows; close these."""
@@ -452,6 +461,8 @@ class Session:
         with self.lock:
             for name in [namespace] if namespace is not None else self.library.names:
                 self.library.clear(name)
+            if self.storage is not None:
+                self.storage.writer.forget_evicted(namespace)
             self.keeper.drop_all_pending(namespace)
             self.monitor.reset(namespace)
             for served in self._serving:

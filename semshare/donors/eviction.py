@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -12,19 +12,25 @@ from semshare.kv.pool import KVPool
 from semshare.types import Mask
 
 
-def pages_within_reach(pool: KVPool, spaces: Iterable[Namespace], donors: Iterable[Donor]) -> int:
-    """Pages that are free or would be without cached prefixes and unpinned donors.
+def pages_within_reach(
+    pool: KVPool,
+    spaces: Iterable[Namespace],
+    donors: Iterable[Donor],
+    may_leave: Callable[[Donor], bool],
+) -> int:
+    """Pages that are free or would be without cached prefixes and the donors that may leave.
 
     Args:
         pool: with all pages.
         spaces: whose prefix trees refer to them, what is published among them.
         donors: that hold pages, each once.
+        may_leave: says of each whether its pages may be had.
 
     """
     references = pool.references(np.arange(pool.n_pages))
     kept: set[int] = set()
     for donor in donors:
-        if not donor.pinned:
+        if may_leave(donor):
             references[donor.pages] -= 1
             continue
         for end in (donor.node, donor.published_node):

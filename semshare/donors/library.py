@@ -434,14 +434,15 @@ class DonorLibrary:
         return self._pool.free_pages + int(only_cached.sum())
 
     def _evict_until(self, wanted_pages: int) -> None:
-        """Free pages: cached prefixes of no donor first, then unpinned donors, oldest first.
+        """Free pages: cached prefixes of no donor first, then donors, but for pinned ones that have
+        never left; oldest first.
 
         Nobody goes if all that may go is not enough.
         """
         self._drop_expired()
         spaces = (*self._namespaces.values(), self._published)
-        holders = self.residency.holders
-        if pages_within_reach(self._pool, spaces, holders) < wanted_pages:
+        holders, may_leave = self.residency.holders, self.residency.may_leave
+        if pages_within_reach(self._pool, spaces, holders, may_leave) < wanted_pages:
             return
         while self._pool.free_pages < wanted_pages:
             found = oldest_leaf(self._pool, self._namespaces)
@@ -450,10 +451,10 @@ class DonorLibrary:
                 self._namespaces[name].prefixes.evict(leaf)
                 self._drop_if_empty(name)
                 continue
-            unpinned = [donor for donor in holders if not donor.pinned]
-            if not unpinned:
+            leaving = [donor for donor in holders if may_leave(donor)]
+            if not leaving:
                 return  # what is left hangs above a cached prefix that is read at present
-            self._let_go(min(unpinned, key=lambda donor: donor.last_used))
+            self._let_go(min(leaving, key=lambda donor: donor.last_used))
 
     def _let_go(self, donor: Donor) -> None:
         """Free a donor's pages; it is found no longer, unless a tier below has it."""

@@ -33,6 +33,7 @@ class Residency:
         self._published = published
         self._holders: dict[str, Donor] = {}
         self._below: set[str] = set()
+        self._returned: set[str] = set()  # holders whose pages came from below
 
     @property
     def holders(self) -> Collection[Donor]:
@@ -43,6 +44,14 @@ class Residency:
     def has_any_below(self) -> bool:
         """Whether there is a donor that may not be in the pool as a whole."""
         return bool(self._below)
+
+    def may_leave(self, donor: Donor) -> bool:
+        """Whether a holder's pages may be had: they are not pinned, or a tier has them as well.
+
+        A pinned donor that entered the pool stays in it. What requests bring back of one does not:
+        pinned donors below may be more than the pool holds.
+        """
+        return not donor.pinned or (donor.stored is not None and donor.id in self._returned)
 
     def entered(self, donor: Donor) -> None:
         """A donor is new, on pages that it holds."""
@@ -83,6 +92,7 @@ class Residency:
         donor.slots = slots
         donor.pages = np.concatenate((donor.pages, pages))
         self._holders[donor.id] = donor
+        self._returned.add(donor.id)
 
     def lost(self, donor: Donor, pages: Pages) -> None:
         """Undo `loaded`, as far as the donor still holds these pages: the KV has not come."""
@@ -92,8 +102,9 @@ class Residency:
         donor.slots = slots
         donor.pages = np.setdiff1d(donor.pages, pages)
         self._pool.release(pages)
-        if not len(donor.pages):
-            self._holders.pop(donor.id, None)
+        # It may have been removed, and remembered anew, while its KV was on its way.
+        if not len(donor.pages) and self._holders.get(donor.id) is donor:
+            self._no_longer_holds(donor)
 
     def demote(self, space: Namespace, donor: Donor) -> None:
         """Give the pages of a stored donor back; it stays to be found."""
@@ -157,4 +168,8 @@ class Residency:
     def _give_back(self, donor: Donor) -> None:
         self._pool.release(donor.pages)
         donor.pages = np.empty(0, np.int64)
+        self._no_longer_holds(donor)
+
+    def _no_longer_holds(self, donor: Donor) -> None:
         self._holders.pop(donor.id, None)
+        self._returned.discard(donor.id)

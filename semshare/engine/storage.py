@@ -121,10 +121,11 @@ class DonorStorage:
     def use(self) -> StorageUse:
         """What lies in the tiers, and what has happened to it since the start."""
         parts = (self.counters, self.writer.counters, self.stack.counters)
+        demoted = Counter({"donors_demoted": self._library.demoted_donors})
         return StorageUse(
             tuple(map(_use_of, self.stack.tiers)),
             self.writer.jobs.depth,
-            dict(sum(parts, Counter({"donors_demoted": self._library.demoted_donors}))),
+            dict(sum((part.copy() for part in parts), demoted)),
         )
 
     def close(self, timeout_s: float) -> None:
@@ -177,13 +178,14 @@ class DonorStorage:
         try:
             kv = self.stack.read(donor.id, donor.ids, group, chunks)
             layers = self.stack.format.layers(group)
-            for index, layer in enumerate(layers):
-                write_rows(self._pool.keys[layer], slots, kv[:, index, 0])
-                write_rows(self._pool.values[layer], slots, kv[:, index, 1])
+            with arrival.writing():
+                for index, layer in enumerate(layers):
+                    write_rows(self._pool.keys[layer], slots, kv[:, index, 0])
+                    write_rows(self._pool.values[layer], slots, kv[:, index, 1])
             arrival.arrived(layers)
         except StorageError as error:
             arrival.fail(error)
-        except Exception as error:
+        except BaseException as error:  # a part that is over without KV would pass for one with it
             log_failure("a donor could not be loaded", error)
             arrival.fail(StorageError(f"{type(error).__name__} while a donor was loaded"))
 

@@ -55,7 +55,7 @@ class Jobs:
             return len(self._queue) + len(self._waiting) + self._busy
 
     def add(self, name: Hashable, perform: Callable[[], bool], *, urgent: bool = False) -> None:
-        """Do a job once those before it are done; nothing new if one of that name waits.
+        """Do a job once those before it are done, in place of one of that name that waits.
 
         Args:
             name: of the job.
@@ -67,7 +67,7 @@ class Jobs:
             if self._closed:
                 return
             self._waiting.pop(name, None)  # what is asked for again is tried at once
-            self._queue.setdefault(name, perform)
+            self._queue[name] = perform
             if urgent:
                 self._urgent.add(name)
                 self._queue.move_to_end(name, last=False)

@@ -54,7 +54,7 @@ class StorageWriter:
         self._lock = lock
         self._stack = stack
         self._loaded: dict[str, None] = {}  # donors that were loaded lately, the latest last
-        self._writing: str | None = None
+        self._writing: Donor | None = None
         self._evicted_meanwhile = False
         for tier in stack.tiers:
             tier.on_evicted(self.check)
@@ -80,6 +80,8 @@ class StorageWriter:
 
     def kept(self, donor: Donor, vector: Vector) -> None:
         """See `DonorWatcher`."""
+        if self._writing is not None and self._writing.id == donor.id:
+            self._evicted_meanwhile = False  # it is back, and will be put by itself
         tiers = list(self._stack.tiers)
         self.jobs.add(("put", donor.id), lambda: self._put(donor, vector, tiers))
 
@@ -95,14 +97,35 @@ class StorageWriter:
     def gone(self, donor: Donor, why: Gone) -> None:
         """See `DonorWatcher`."""
         self._loaded.pop(donor.id, None)
-        if why == "evicted":
-            self._evicted_meanwhile |= self._writing == donor.id
-        else:
+        is_being_written = self._writing is not None and self._writing.id == donor.id
+        if why in ("forgotten", "expired"):
+            self._evicted_meanwhile &= not is_being_written
             self._remove_later(donor.id)
+        else:  # what nobody wanted gone stays where it is, or where another process puts it
+            self._evicted_meanwhile |= is_being_written
 
     def found_expired(self, donor_id: str) -> None:
         """See `DonorWatcher`."""
         self._remove_later(donor_id)
+
+    def forget_evicted(self, namespace: str | None, donor_id: str | None = None) -> bool:
+        """Let a donor not come back that was evicted while it is being written.
+
+        Args:
+            namespace: that forgets it; None: all do.
+            donor_id: which one; None: whichever.
+
+        Returns:
+            Whether there was one.
+
+        """
+        one = self._writing
+        if one is None or not self._evicted_meanwhile:
+            return False
+        if namespace not in (None, one.namespace) or donor_id not in (None, one.id):
+            return False
+        self.gone(one, "forgotten")
+        return True
 
     def _remove_later(self, donor_id: str) -> None:
         self.jobs.add(("remove", donor_id), lambda: self._remove(donor_id), urgent=True)
@@ -149,21 +172,29 @@ class StorageWriter:
                 self.counters["too_late"] += 1  # it had to go before its turn came
                 return True
             published = donor.published
-            self._writing, self._evicted_meanwhile = donor.id, False
+            self._writing, self._evicted_meanwhile = donor, False
         try:
             form, blobs = self._from_pool(donor) or self._from_tiers(donor)
             record = self._record(donor, vector, form)
             tiers[:] = self._stack.each(lambda tier: tier.put(record, blobs), tiers)
+            is_stored = bool(self._stack.holders(donor.id))
+            with self._lock:
+                known = self._library.find_by_id(donor.id)
+                if is_stored and known is donor:
+                    donor.stored = form
+                elif is_stored and known is None and self._evicted_meanwhile:
+                    said = replace(
+                        record,
+                        pinned=donor.pinned,
+                        expires_at=donor.expires_at,
+                        published=published,
+                    )
+                    for back in self._library.add_stored([said]):
+                        self.changed(back)
         finally:
             with self._lock:
-                evicted, self._writing = self._evicted_meanwhile, None
-        if self._stack.holders(donor.id):
-            self.counters["donors_written"] += 1
-            with self._lock:
-                if self._library.find_by_id(donor.id) is donor:
-                    donor.stored = form
-                elif evicted:
-                    self._library.add_stored([replace(record, published=published)])
+                self._writing = None
+        self.counters["donors_written"] += is_stored
         return not tiers
 
     def _from_pool(self, donor: Donor) -> tuple[StoredForm, Sequence[Buffer]] | None:
@@ -171,14 +202,14 @@ class StorageWriter:
         with self._lock:
             if not donor.is_whole or self._pool.arriving(donor.slots):
                 return None
-            pages, slots = donor.pages.copy(), donor.slots
-            self._pool.share(pages)  # so that nobody writes to them meanwhile
+            slots, lent = donor.slots, self._pool.lend(donor.pages.copy())
         try:
             kv_format = self._stack.format
             made = encode_donor(kv_format, donor.ids, lambda layer: self._kv(layer, slots))
         finally:
+            lent.over()
             with self._lock:
-                self._pool.release(pages)
+                self._pool.settle()
         return StoredForm(kv_format.coding, made.head_bytes, made.group_bytes), made.blobs
 
     def _from_tiers(self, donor: Donor) -> tuple[StoredForm, Sequence[Buffer]]:
@@ -206,8 +237,10 @@ class StorageWriter:
         return True
 
     def _update(self, donor: Donor) -> bool:
+        with self._lock:
+            is_known = self._library.find_by_id(donor.id) is donor
         form = donor.stored
-        if form is None:
+        if form is None or not is_known:
             return True  # what is put later says it
         record = self._record(donor, self._library.vectors.of(donor.ids), form)
         return not self._stack.each(lambda tier: tier.update(record))
@@ -218,8 +251,9 @@ class StorageWriter:
 
     def _remove(self, donor_id: str) -> bool:
         with self._lock:
-            if self._library.find_by_id(donor_id) is not None:
-                return True  # it has been remembered again
+            known = self._library.find_by_id(donor_id)
+            if known is not None and known.stored is not None:
+                return True  # it has been remembered again, and put
         return not self._stack.each(lambda tier: tier.remove(donor_id))
 
     def _check(self, donor_id: str) -> bool:

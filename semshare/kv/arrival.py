@@ -1,15 +1,19 @@
-"""KV on its way into the pool from a tier below it, the first layers first."""
+"""KV on its way between the pool and the tiers below it: into it the first layers first."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from semshare.errors import StorageError, TierUnavailable
 from semshare.types import Pages
+
+_WRITE_S = 5.0  # for a copy in memory that has begun
+_ENCODE_S = 10.0  # for a donor to be made into blobs
 
 
 class TooLate(TierUnavailable):
@@ -44,6 +48,7 @@ class Arrival:
     ) -> None:
         self.pages = pages
         self._parts_left = parts
+        self._writing = 0  # parts that are being copied into the pages
         self._deadline = time.monotonic() + timeout_s
         self._undo: Callable[[], None] | None = undo
         self._on_failed = on_failed
@@ -79,6 +84,25 @@ class Arrival:
             self._changed.notify_all()
         self._on_failed(error)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While a part is copied into the pages, which go to others once the arrival has failed.
+
+        Raises:
+            StorageError: it has failed, so nothing may be written.
+
+        """
+        with self._changed:
+            if self._error is not None:
+                raise self._error
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._changed.notify_all()
+
     def part_over(self) -> None:
         """A part is written, or will not be."""
         with self._changed:
@@ -92,18 +116,32 @@ class Arrival:
         """Let nobody begin with KV that did not come; whoever calls holds the engine's lock.
 
         Returns:
-            Whether no part is being written any more, so that the pages may be given to others.
+            Whether nothing will be written any more, so that the pages may be given to others.
 
         """
-        if self._error is not None and self._undo is not None:
+        with self._changed:  # both at once: a reader may fail, and be over, at any moment
+            has_failed, is_over = self._error is not None, self._is_over()
+        if has_failed and self._undo is not None:
             self._undo()
             self._undo = None
-        return self._parts_left == 0
+        return is_over
 
     def wait_until_over(self) -> bool:
-        """Wait, in the time that is left, until no part is being written; whether it is so."""
+        """Wait until nothing will be written any more; whether it came to that.
+
+        What has not come when its time is over has failed, so that only copies that have begun keep
+        the pages, not a tier that does not answer.
+        """
         with self._changed:
-            return self._changed.wait_for(lambda: self._parts_left == 0, self._time_left)
+            if self._changed.wait_for(self._is_over, self._time_left):
+                return True
+        self.fail(TooLate("a donor's KV did not come in time: it is computed"))
+        with self._changed:
+            return self._changed.wait_for(self._is_over, _WRITE_S)
+
+    def _is_over(self) -> bool:
+        """The caller holds the condition."""
+        return self._parts_left == 0 or (self._error is not None and self._writing == 0)
 
     @property
     def _time_left(self) -> float:
@@ -124,3 +162,28 @@ class Arrival:
             self.fail(TooLate("a donor's KV did not come in time: it is computed"))
         if self._error is not None:
             raise self._error
+
+
+class Departure:
+    """Pages of the pool that a thread reads without the engine's lock, not for long.
+
+    Args:
+        pages: of the pool.
+
+    """
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+        self._over = threading.Event()
+
+    def over(self) -> None:
+        """They have been read."""
+        self._over.set()
+
+    def settle(self) -> bool:
+        """Whether the pages may be given to others."""
+        return self._over.is_set()
+
+    def wait_until_over(self) -> bool:
+        """Wait until they have been read; whether it came to that."""
+        return self._over.wait(_ENCODE_S)

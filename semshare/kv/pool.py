@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semshare.errors import InvalidRequest, PoolExhausted
-from semshare.kv.arrival import Arrival
+from semshare.kv.arrival import Arrival, Departure
 from semshare.kv.codec import Int8Codec
 from semshare.types import Pages, Slots
 
@@ -74,7 +74,9 @@ class KVPool:
         self.values: list[Tensor] = list(self.all_values.view(by_layer).unbind())
         # Called with a number of pages when too few are free; may free some.
         self.reclaim: Callable[[int], None] | None = None
-        self.arrivals: list[Arrival] = []  # each holds a reference on its pages
+        # Each holds a reference on its pages.
+        self.arrivals: list[Arrival] = []
+        self.departures: list[Departure] = []
         self._references = np.zeros(self.n_pages, dtype=np.int32)
 
     @property
@@ -156,13 +158,14 @@ class KVPool:
             self.settle()
             if self.reclaim is not None:
                 self.reclaim(wanted)
-            if self.free_pages >= wanted or not self.arrivals:
+            moving: list[Departure | Arrival] = [*self.departures, *self.arrivals]
+            if self.free_pages >= wanted or not moving:
                 return
-            if not self.arrivals[0].wait_until_over():  # its pages may be had then
+            if not moving[0].wait_until_over():  # its pages may be had then
                 return
 
     def settle(self) -> None:
-        """Let go of the arrivals that are over, and let nobody begin with those that failed.
+        """Let go of what has come or gone, and let nobody begin with what failed to come.
 
         A plan that was made before holds on to what was on its way then: pages are read only as
         these arrivals allow it.
@@ -171,6 +174,19 @@ class KVPool:
         for arrival in over:
             self.arrivals.remove(arrival)
             self.release(arrival.pages)
+        for departure in [one for one in self.departures if one.settle()]:
+            self.departures.remove(departure)
+            self.release(departure.pages)
+
+    def lend(self, pages: Pages) -> Departure:
+        """Keep pages, all of which must be in use, for a thread that reads them without the lock.
+
+        Nobody writes to them before that thread says that it is over.
+        """
+        self.share(pages)
+        departure = Departure(pages)
+        self.departures.append(departure)
+        return departure
 
     def share(self, pages: Pages) -> None:
         """Add a reference to each of `pages`, all of which must be in use."""

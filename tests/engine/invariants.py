@@ -63,11 +63,12 @@ def spaces(engine: SemShare) -> list[Namespace]:
 
 
 def kept_pages(engine: SemShare) -> Iterator[np.ndarray]:
-    """Pages of each tree node and of each donor."""
+    """Pages of each tree node, of each donor, and of what moves between pool and storage."""
     for space in spaces(engine):
         yield from (node.pages for node in space.prefixes.nodes())
         yield from (donor.pages for donor in space.donors.values())
     yield from (node.pages for node in engine.library.published.prefixes.nodes())
+    yield from (one.pages for one in (*engine.pool.arrivals, *engine.pool.departures))
 
 
 def assert_nobody_writes_what_another_reads(engine: SemShare, live: Sequence[KVSequence]) -> None:
@@ -90,7 +91,8 @@ def assert_nobody_writes_what_another_reads(engine: SemShare, live: Sequence[KVS
         for node in space.prefixes.nodes():
             assert not spare[pool.slots_of(node.pages)].any(), "a cached prefix will be written"
         for donor in space.donors.values():
-            assert not spare[donor.slots[donor.slots >= 0]].any(), "a donor will be written"
+            plain = (donor.slots >= 0) & (donor.slots < pool.n_slots)  # others are compressed
+            assert not spare[donor.slots[plain]].any(), "a donor will be written"
 
 
 def assert_locked_by_its_donors(space: Namespace) -> None:
@@ -110,10 +112,15 @@ def path_of(node: PrefixNode | None) -> Iterator[PrefixNode]:
 def assert_residency_is_what_it_says(engine: SemShare) -> None:
     """A donor holds the pages of the slots that it names; one below the pool is found there."""
     residency = engine.library.residency
-    holders = {donor.id for donor in residency.holders}
+    holders = set(residency.holders)
+    donors = [donor for space in spaces(engine) for donor in space.donors.values()]
+    assert holders <= set(donors), "who is no donor any more holds pages"
+    assert residency._below <= {donor.id for donor in donors}
+    published = engine.library.published
+    assert set(published.stored_prefixes._ids) <= set(published.donors)
     for space in spaces(engine):
         for donor in space.donors.values():
-            assert (donor.id in holders) == (len(donor.pages) > 0)
+            assert (donor in holders) == (len(donor.pages) > 0)
             in_pool = engine.pool.pages_of(donor.slots[donor.slots != STORED])
             np.testing.assert_array_equal(in_pool, np.sort(donor.pages))
             if not donor.is_whole:
