@@ -42,7 +42,6 @@ def open_tiers(model: ModelAdapter, config: EngineConfig, storage: StorageConfig
                 storage.redis_url,
                 fingerprint=key,
                 budget_bytes=storage.redis_bytes,
-                cluster=storage.redis_cluster,
             )
         )
     return TierStack(tiers, kv_format)

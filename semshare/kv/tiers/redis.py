@@ -46,7 +46,6 @@ class RedisTier:
         fingerprint: of the model; donors of others are neither seen nor counted.
         budget_bytes: most that blobs and records of this model may take, over all processes, which
             should all say the same. Set the server's `maxmemory` a tenth above, without eviction.
-        cluster: the URL names a node of a cluster.
         chunk_bytes: size of the values that blobs are cut into.
         events_kept: about how many the server keeps for processes that were away for a while.
         failures: in a row after which a node is not asked for a while.
@@ -65,7 +64,6 @@ class RedisTier:
         *,
         fingerprint: str,
         budget_bytes: int,
-        cluster: bool = False,
         chunk_bytes: int = CHUNK_BYTES,
         events_kept: int = 10_000,
         failures: int = 2,
@@ -99,7 +97,6 @@ class RedisTier:
         self._keys = Keys(fingerprint)
         self._servers = redis_link.Servers(
             url,
-            cluster=cluster,
             connect_s=timeouts.connect,
             command_s=timeouts.command,
             make_breaker=lambda: Breaker(
