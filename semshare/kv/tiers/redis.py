@@ -17,17 +17,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from semshare.errors import InvalidRequest, ModelNotAvailable, NotStored, TierUnavailable
+from semshare.errors import InvalidRequest, NotStored, TierUnavailable
 from semshare.kv.tiers.breaker import Breaker
 from semshare.kv.tiers.counting import Counts
+from semshare.kv.tiers.redis_bounds import within
+from semshare.kv.tiers.redis_events import EventReader
 from semshare.kv.tiers.redis_keys import Keys, Location
+from semshare.kv.tiers.redis_known import Known
+from semshare.kv.tiers.redis_ledger import Ledger
+from semshare.kv.tiers.redis_link import Servers
 from semshare.kv.tiers.redis_settings import CHUNK_BYTES, RedisTimeouts
+from semshare.kv.tiers.redis_values import Values
+from semshare.kv.tiers.redis_writer import Writer
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
-
-if TYPE_CHECKING:
-    from semshare.kv.tiers.redis_events import EventReader
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,6 @@ class RedisTier:
         clock: of those pauses.
 
     Raises:
-        ModelNotAvailable: the package `redis` is not installed.
         InvalidRequest: a URL or a size that can't be used.
 
     """
@@ -70,20 +72,6 @@ class RedisTier:
         timeouts: RedisTimeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        try:
-            from semshare.kv.tiers import (  # noqa: PLC0415
-                redis_bounds,
-                redis_events,
-                redis_known,
-                redis_ledger,
-                redis_link,
-                redis_values,
-                redis_writer,
-            )
-        except ImportError as missing:
-            raise ModelNotAvailable(
-                "the package redis is not installed: pip install 'semshare[redis]'"
-            ) from missing
         if not fingerprint or budget_bytes < 1 or chunk_bytes < 1:
             raise InvalidRequest(
                 f"fingerprint {fingerprint!r}, budget_bytes {budget_bytes} and chunk_bytes "
@@ -91,11 +79,9 @@ class RedisTier:
             )
         self._budget = budget_bytes
         self._timeouts = timeouts = timeouts or RedisTimeouts()
-        self._within = redis_bounds.within
-        self._events_module = redis_events
         self._process = secrets.token_hex(8)
         self._keys = Keys(fingerprint)
-        self._servers = redis_link.Servers(
+        self._servers = Servers(
             url,
             connect_s=timeouts.connect,
             command_s=timeouts.command,
@@ -107,14 +93,12 @@ class RedisTier:
             ),
         )
         self._counts = Counts(_COUNTS)
-        self._ledger = redis_ledger.Ledger(
+        self._ledger = Ledger(
             self._servers, self._keys, process=self._process, events_kept=events_kept
         )
-        self._values = redis_values.Values(self._servers, self._keys)
-        self._known = redis_known.Known(
-            self._ledger, self._values, self._counts, seconds=timeouts.read
-        )
-        self._writer = redis_writer.Writer(
+        self._values = Values(self._servers, self._keys)
+        self._known = Known(self._ledger, self._values, self._counts, seconds=timeouts.read)
+        self._writer = Writer(
             self._ledger,
             self._values,
             self._known,
@@ -248,7 +232,7 @@ class RedisTier:
             if self._reader is not None:
                 self._reader.add(watcher)
                 return
-            self._reader = self._events_module.EventReader(
+            self._reader = EventReader(
                 self._servers,
                 self._keys,
                 self._ledger,
@@ -279,7 +263,7 @@ class RedisTier:
     @contextmanager
     def _bounded(self, seconds: float) -> Iterator[None]:
         try:
-            with self._within(seconds):
+            with within(seconds):
                 yield
         except TierUnavailable:
             self._counts.add("errors")
