@@ -24,12 +24,12 @@ from semshare.kv.tiers.counting import Counts
 from semshare.kv.tiers.redis_bounds import within
 from semshare.kv.tiers.redis_events import EventReader
 from semshare.kv.tiers.redis_keys import Keys, Location
-from semshare.kv.tiers.redis_known import Known
+from semshare.kv.tiers.redis_known import KnownDonors
 from semshare.kv.tiers.redis_ledger import Ledger
 from semshare.kv.tiers.redis_link import Servers
 from semshare.kv.tiers.redis_settings import CHUNK_BYTES, RedisTimeouts
-from semshare.kv.tiers.redis_values import Values
-from semshare.kv.tiers.redis_writer import Writer
+from semshare.kv.tiers.redis_values import DonorValues
+from semshare.kv.tiers.redis_writer import DonorWriter
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,9 @@ class RedisTier:
         self._ledger = Ledger(
             self._servers, self._keys, process=self._process, events_kept=events_kept
         )
-        self._values = Values(self._servers, self._keys)
-        self._known = Known(self._ledger, self._values, self._counts, seconds=timeouts.read)
-        self._writer = Writer(
+        self._values = DonorValues(self._servers, self._keys)
+        self._known = KnownDonors(self._ledger, self._values, self._counts, seconds=timeouts.read)
+        self._writer = DonorWriter(
             self._ledger,
             self._values,
             self._known,

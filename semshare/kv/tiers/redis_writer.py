@@ -13,16 +13,16 @@ from semshare.kv.tiers.counting import Counts
 from semshare.kv.tiers.record_codec import encode_record, encoded_bound
 from semshare.kv.tiers.redis_bounds import within
 from semshare.kv.tiers.redis_keys import Location, namespace_digest
-from semshare.kv.tiers.redis_known import Known
+from semshare.kv.tiers.redis_known import KnownDonors
 from semshare.kv.tiers.redis_ledger import Entry, Ledger
 from semshare.kv.tiers.redis_settings import RedisTimeouts
-from semshare.kv.tiers.redis_values import Values
+from semshare.kv.tiers.redis_values import DonorValues
 from semshare.kv.tiers.tier import Buffer, DonorRecord
 
 log = logging.getLogger(__name__)
 
 
-class Writer:
+class DonorWriter:
     """Puts and changes donors. Each call is bounded by the `within` it is made in.
 
     Args:
@@ -34,8 +34,8 @@ class Writer:
     def __init__(
         self,
         ledger: Ledger,
-        values: Values,
-        known: Known,
+        values: DonorValues,
+        known: KnownDonors,
         counts: Counts,
         *,
         budget_bytes: int,
