@@ -8,24 +8,13 @@ from dataclasses import dataclass
 
 from semshare.errors import NotStored
 from semshare.kv.tiers.budget import Budget
-from semshare.kv.tiers.counting import Counts
+from semshare.kv.tiers.counting import TIER_COUNTS, Counts
 from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
 
 # Python's objects beside arrays, strings and blobs themselves, as tracemalloc saw them.
 _OBJECTS_BYTES = 1500  # of a donor
 _VIEW_BYTES = 320  # of a blob
-
-
-_COUNTS = (
-    "puts",
-    "reads",
-    "removes",
-    "bytes_written",
-    "bytes_read",
-    "evictions",
-    "quarantined",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +36,7 @@ class HostTier:
         self._budget = Budget(self.name, budget_bytes, policy)
         self._held: dict[str, _Held] = {}
         self._tellers: list[Callable[[str], None]] = []
-        self._counts = Counts(_COUNTS)
+        self._counts = Counts(TIER_COUNTS)
         self._lock = threading.Lock()
 
     @property

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 from semshare.errors import InvalidRequest, NotStored, TierUnavailable
 from semshare.kv.tiers.breaker import Breaker
-from semshare.kv.tiers.counting import Counts
+from semshare.kv.tiers.counting import TIER_COUNTS, Counts
 from semshare.kv.tiers.redis_bounds import within
 from semshare.kv.tiers.redis_events import EventReader
 from semshare.kv.tiers.redis_keys import Keys, Location
@@ -34,10 +34,7 @@ from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
 
 log = logging.getLogger(__name__)
 
-_COUNTS = (
-    "puts", "reads", "removes", "bytes_written", "bytes_read", "evictions", "quarantined", "lost",
-    "orphans", "rebuilt", "errors", "events", "listings",
-)  # fmt: skip
+_COUNTS = (*TIER_COUNTS, "lost", "orphans", "rebuilt", "errors", "events", "listings")
 
 
 class RedisTier:
@@ -129,17 +126,15 @@ class RedisTier:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What this process has done and met, since it began.
+        """What this process has done and met, besides what `Tier.counts` says.
 
-        puts, reads, removes: calls that succeeded. bytes_written, bytes_read: of blobs.
-        evictions:   donors that went to make room for one of this process's.
-        quarantined: donors dropped because something of them was not what was written.
-        lost:        donors dropped because values were missing: expired, or gone with a node.
-        orphans:     values deleted that belonged to no donor of the ledger.
-        rebuilt:     ledgers begun anew, the first one included.
-        errors:      calls that ended with `TierUnavailable`, and failures while telling watchers.
-        events:      changes of other processes that were read.
-        listings:    times that all donors were asked for.
+        evictions: of those, donors that went to make room for one of this process's.
+        lost:      donors dropped because values were missing: expired, or gone with a node.
+        orphans:   values deleted that belonged to no donor of the ledger.
+        rebuilt:   ledgers begun anew, the first one included.
+        errors:    calls that ended with `TierUnavailable`, and failures while telling watchers.
+        events:    changes of other processes that were read.
+        listings:  times that all donors were asked for.
         """
         return self._counts.read()
 

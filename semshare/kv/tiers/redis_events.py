@@ -71,9 +71,7 @@ class EventReader:
         self._list_s = list_s
         self._stop = threading.Event()
         self._after = _START  # the last event that was read …
-        self._position: LedgerPosition | None = (
-            None  # … and how far that is; None: ask for all donors
-        )
+        self._position: LedgerPosition | None = None  # … and how far that is; None: list all
         self._lock = threading.Lock()  # of the next
         self._pending: dict[str, Entry] = {}  # on a node that did not answer
         self._thread = threading.Thread(target=self._run, name="semshare-redis-events", daemon=True)
