@@ -30,7 +30,7 @@ from semshare.kv.tiers.redis_link import Servers
 from semshare.kv.tiers.redis_settings import CHUNK_BYTES, RedisTimeouts
 from semshare.kv.tiers.redis_values import DonorValues
 from semshare.kv.tiers.redis_writer import DonorWriter
-from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
+from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, TierWatcher
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ class RedisTier:
             budget_bytes=budget_bytes,
             chunk_bytes=chunk_bytes,
             timeouts=timeouts,
+            evicted=self._evicted,
         )
         self._lock = threading.Lock()
         self._reader: EventReader | None = None
@@ -217,8 +218,8 @@ class RedisTier:
         if reader is not None:
             reader.ask_again(missing)
 
-    def watch(self, watcher: Watcher) -> None:
-        """Tell of other processes' donors, in a thread.
+    def watch(self, watcher: TierWatcher) -> None:
+        """Tell of other processes' donors in a thread, and of what goes for room in the putter's.
 
         What came since `records` is told as well; all that is there where `records` was not asked
         and the server does not answer now.
@@ -239,10 +240,6 @@ class RedisTier:
             )
             self._reader.add(watcher)
             self._reader.start(from_now_on=not self._listed)
-
-    def on_evicted(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with each donor that this process makes go for want of room."""
-        self._writer.on_evicted(tell)
 
     def close(self) -> None:
         """End the thread and close all connections. Nothing in the server changes."""
@@ -269,6 +266,10 @@ class RedisTier:
                 f"the Redis tier was not done within {seconds} s: raise the tier's time-outs, or "
                 "see why the server is slow"
             ) from problem
+
+    def _evicted(self, donor: str) -> None:
+        if (reader := self._reader) is not None:
+            reader.gone(donor)
 
     def _lost(self, donor: str, where: Location) -> None:
         """Values are missing. The donor goes, unless it was replaced, which is then known."""

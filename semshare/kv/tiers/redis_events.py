@@ -14,7 +14,7 @@ from semshare.kv.tiers.redis_keys import Keys, unescaped
 from semshare.kv.tiers.redis_known import KnownDonors
 from semshare.kv.tiers.redis_ledger import Entry, Ledger, LedgerPosition
 from semshare.kv.tiers.redis_link import Servers
-from semshare.kv.tiers.tier import Watcher
+from semshare.kv.tiers.tier import TierWatcher
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class EventReader:
         self._keys = keys
         self._ledger = ledger
         self._known = known
-        self._watchers: tuple[Watcher, ...] = ()
+        self._watchers: tuple[TierWatcher, ...] = ()
         self._process = process
         self._counts = counts
         self._seconds = seconds
@@ -76,7 +76,7 @@ class EventReader:
         self._pending: dict[str, Entry] = {}  # on a node that did not answer
         self._thread = threading.Thread(target=self._run, name="semshare-redis-events", daemon=True)
 
-    def add(self, watcher: Watcher) -> None:
+    def add(self, watcher: TierWatcher) -> None:
         """Tell this one, too, from now on."""
         self._watchers += (watcher,)
 

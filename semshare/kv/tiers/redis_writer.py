@@ -28,6 +28,7 @@ class DonorWriter:
     Args:
         ledger, values, known, counts: of the tier.
         budget_bytes, chunk_bytes, timeouts: as the tier has them.
+        evicted: called with each donor that goes to make room for one of ours.
 
     """
 
@@ -41,6 +42,7 @@ class DonorWriter:
         budget_bytes: int,
         chunk_bytes: int,
         timeouts: RedisTimeouts,
+        evicted: Callable[[str], None],
     ) -> None:
         self._ledger = ledger
         self._values = values
@@ -49,11 +51,7 @@ class DonorWriter:
         self._budget = budget_bytes
         self._chunk_bytes = chunk_bytes
         self._timeouts = timeouts
-        self._tell_evicted: tuple[Callable[[str], None], ...] = ()
-
-    def on_evicted(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with each donor that goes to make room for one of ours."""
-        self._tell_evicted += (tell,)
+        self._evicted = evicted
 
     def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> None:
         """Keep a donor, or replace it."""
@@ -101,8 +99,7 @@ class DonorWriter:
             for victim in answer.evicted:
                 self._counts.add("evictions")
                 self._known.forget(victim)
-                for tell in self._tell_evicted:
-                    tell(victim)
+                self._evicted(victim)
             for victim, place in answer.doomed:
                 self._values.delete(victim, place)
             if answer.doomed:
