@@ -141,9 +141,9 @@ class StorageConfig:
     host_bytes:     of process memory, where donors are that left the pool. 0: no such tier.
     disk_path:      folder, of one process at a time; donors in it survive a restart.
     disk_bytes:     most bytes in it.
-    redis_url:      of a Redis or Valkey server, `redis://…` or `rediss://…` (extra `redis`); all
+    redis_url:      of a Redis or Valkey server, `redis://…` or `rediss://…` with TLS, or of a
+                    cluster's nodes, `redis+cluster://host:port,host:port` (extra `redis`); all
                     processes with the same model share the donors in it.
-    redis_cluster:  the server is a node of a cluster.
     redis_bytes:    most bytes in it, of all processes together.
     eviction:       who goes when a tier is full: the least recently used, or by S3-FIFO (Yang et
                     al., SOSP 2023), which lets go of what is used once. Redis always does `lru`.
@@ -157,7 +157,6 @@ class StorageConfig:
     disk_path: str | None = None
     disk_bytes: int = 64 << 30
     redis_url: str | None = field(default=None, repr=False)  # it may hold a password
-    redis_cluster: bool = False
     redis_bytes: int = 64 << 30
     eviction: EvictionPolicy = "s3-fifo"
     donor_format: DonorFormat = "full"

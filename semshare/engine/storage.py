@@ -23,9 +23,9 @@ from torch import Tensor
 
 from semshare.donors.library import DonorLibrary
 from semshare.donors.namespace import Donor
+from semshare.engine.daemon_threads import DaemonThreads
 from semshare.engine.failures import log_failure
 from semshare.engine.fair_lock import FairLock
-from semshare.engine.reader_threads import ReaderThreads
 from semshare.engine.storage_writer import StorageWriter
 from semshare.errors import NotStored, PoolExhausted, StorageError, TierUnavailable
 from semshare.kv.arrival import Arrival, TooLate
@@ -67,7 +67,7 @@ class DonorStorage:
         self._pool = pool
         self._lock = lock
         self._load_timeout_s = load_timeout_s
-        self._readers = ReaderThreads(_READERS, "semshare-load")
+        self._readers = DaemonThreads(_READERS, "semshare-load")
         self._idle = Condition()
         self._quiet_until, self._pause_s = 0.0, _FIRST_PAUSE_S
 

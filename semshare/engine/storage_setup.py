@@ -9,11 +9,11 @@ from pathlib import Path
 from semshare.config import EngineConfig, StorageConfig
 from semshare.engine.adapter import ModelAdapter
 from semshare.engine.fingerprint import fingerprint
+from semshare.errors import ModelNotAvailable
 from semshare.kv.tiers.blob_format import BlobFormat, canonical_json
 from semshare.kv.tiers.blob_head import VERSION
 from semshare.kv.tiers.disk import DiskTier
 from semshare.kv.tiers.host import HostTier
-from semshare.kv.tiers.redis import RedisTier
 from semshare.kv.tiers.stack import TierStack
 from semshare.kv.tiers.tier import Tier
 
@@ -37,15 +37,18 @@ def open_tiers(model: ModelAdapter, config: EngineConfig, storage: StorageConfig
         folder = Path(storage.disk_path)
         tiers.append(DiskTier(folder, key, storage.disk_bytes, storage.eviction))
     if storage.redis_url is not None:
-        tiers.append(
-            RedisTier(
-                storage.redis_url,
-                fingerprint=key,
-                budget_bytes=storage.redis_bytes,
-                cluster=storage.redis_cluster,
-            )
-        )
+        tiers.append(_redis_tier(storage.redis_url, key, storage.redis_bytes))
     return TierStack(tiers, kv_format)
+
+
+def _redis_tier(url: str, key: str, budget_bytes: int) -> Tier:
+    try:
+        from semshare.kv.tiers.redis import RedisTier  # noqa: PLC0415 - an extra
+    except ImportError as missing:
+        raise ModelNotAvailable(
+            "the package redis is not installed: pip install 'semshare[redis]'"
+        ) from missing
+    return RedisTier(url, fingerprint=key, budget_bytes=budget_bytes)
 
 
 def blob_format(model: ModelAdapter, config: EngineConfig, storage: StorageConfig) -> BlobFormat:

@@ -56,8 +56,6 @@ class StorageWriter:
         self._loaded: dict[str, None] = {}  # donors that were loaded lately, the latest last
         self._writing: Donor | None = None
         self._evicted_meanwhile = False
-        for tier in stack.tiers:
-            tier.on_evicted(self.check)
         library.watcher = self
 
     def restore(self) -> int:
@@ -65,6 +63,8 @@ class StorageWriter:
 
         From then on also those that other processes put into a tier that is shared.
         """
+        # Listed first: what a tier tells of a donor that is not in the library yet would be lost.
+        # It tells what came since, and nothing is evicted before the first donor is put.
         records = self._stack.records().values()
         with self._lock:
             restored = len(self._library.add_stored(records))
@@ -150,16 +150,16 @@ class StorageWriter:
         self.jobs.add(("check", donor_id), lambda: self._check(donor_id))
 
     def appeared(self, record: DonorRecord) -> None:
-        """See `Watcher`."""
+        """See `TierWatcher`."""
         with self._lock:
             self._library.add_stored([record])
 
     def vanished(self, donor: str) -> None:
-        """See `Watcher`."""
+        """See `TierWatcher`."""
         self.check(donor)
 
     def forgotten(self, donor: str) -> None:
-        """See `Watcher`."""
+        """See `TierWatcher`."""
         with self._lock:
             self._library.forgotten_elsewhere(donor)
 

@@ -55,9 +55,7 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
     shadow.on_divergence.append(metrics.observe_divergence)
     tracing = None if settings.otlp_endpoint is None else _tracing(settings.otlp_endpoint)
     worker = ModelWorker(
-        pool.watching(
-            closing.knowing(limited(engine if callable(engine) else lambda: engine, settings))
-        ),
+        pool.watching(limited(engine if callable(engine) else lambda: engine, settings)),
         queue_limit=settings.queue_limit,
         concurrency=settings.concurrency,
         idle_work=shadow,
@@ -67,7 +65,7 @@ def create_app(engine: Engine | EngineLoader, settings: ServiceSettings) -> web.
         worker.start()
         yield
         await worker.close(settings.shutdown_timeout_s)
-        await closing.finish()
+        await closing.finish(worker.engine)
 
     async def refuse_waiting(_: web.Application) -> None:
         # aiohttp calls this before it waits for requests: the running one ends, the others are told

@@ -23,7 +23,7 @@ MIN_DISK_BYTES = 2 << 20  # less leaves nothing beside the tier's index
 _DEFAULTS = StorageConfig()
 # Settings that say something only where others name what they are about.
 _OF_DISK = ("storage_disk_bytes",)
-_OF_REDIS = ("storage_redis_cluster", "storage_redis_bytes")
+_OF_REDIS = ("storage_redis_bytes",)
 _OF_ANY = ("storage_eviction", "storage_format", "storage_compression", "storage_load_timeout_s")
 
 
@@ -52,9 +52,6 @@ class StorageSettings(BaseModel):
         default=None,
         description="Redis or Valkey that processes share; needs the extra `redis`; secret, so "
         "better not a flag",
-    )
-    storage_redis_cluster: bool = Field(
-        default=_DEFAULTS.redis_cluster, description="the URL names a node of a cluster"
     )
     storage_redis_bytes: ByteSize = Field(
         default=ByteSize(_DEFAULTS.redis_bytes),
@@ -125,7 +122,6 @@ class StorageSettings(BaseModel):
         return StorageConfig(
             host_bytes=int(self.storage_host_bytes),
             disk_bytes=int(self.storage_disk_bytes),
-            redis_cluster=self.storage_redis_cluster,
             redis_bytes=int(self.storage_redis_bytes),
             eviction=self.storage_eviction,
             donor_format=self.storage_format,

@@ -59,6 +59,7 @@ class ModelWorker:
     """Loads the engine in a thread of its own, then runs submitted operations, some at a time.
 
     loaded: done once loading has ended; carries the exception where it failed.
+    engine: what was loaded; None before that, and where it failed.
 
     Args:
         load: makes the engine, which is thread-safe.
@@ -93,6 +94,7 @@ class ModelWorker:
         self._max_context: int | None = None
         self._threads = [self._thread(self._main)]
         self._working = 1  # of the threads
+        self.engine: Engine | None = None
         self.loaded: Future[None] = Future()
         self.loaded.set_running_or_notify_cancel()  # waiting for it must not cancel it
 
@@ -272,7 +274,7 @@ class ModelWorker:
     def _load_engine(self) -> Engine | None:
         started = time.monotonic()
         try:
-            engine = self._load()
+            engine = self.engine = self._load()
             model, max_context = engine.model_name, engine.max_context
         except BaseException as error:
             with self._changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,7 +14,15 @@ from invariants import assert_consistent
 from prompts import answerable, reworded, words
 from tiny import FAMILIES, tiny_engine
 
-from semshare import NotFound, QuotaExceeded, ReusePolicy, SemShare, StorageConfig, TokenSource
+from semshare import (
+    ModelNotAvailable,
+    NotFound,
+    QuotaExceeded,
+    ReusePolicy,
+    SemShare,
+    StorageConfig,
+    TokenSource,
+)
 from semshare.engine.limits import NamespaceLimits
 from semshare.kv.tiers.host import HostTier
 from semshare.kv.tiers.tier import Tier
@@ -367,3 +376,13 @@ def with_tiers(monkeypatch: pytest.MonkeyPatch, *tiers: Tier) -> SemShare:
         monkeypatch.setattr("semshare.engine.storage_setup.DiskTier", lambda *_: next(made))
     storage = HOST if len(tiers) == 1 else replace(HOST, disk_path="nowhere")
     return storing_engine(storage=storage)
+
+
+def test_without_a_tier_s_package_the_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("semshare.kv.tiers.redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ModelNotAvailable, match=r"semshare\[redis\]"):
+        storing_engine(storage=StorageConfig(redis_url="redis://h"))

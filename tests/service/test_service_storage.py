@@ -208,7 +208,7 @@ async def test_the_stop_closes_the_engine_after_the_last_request() -> None:
 
 
 async def test_an_engine_that_was_not_loaded_is_not_closed() -> None:
-    assert await EngineClosing(1.0).finish()
+    assert await EngineClosing(1.0).finish(None)
 
 
 async def test_a_tier_that_hangs_does_not_hold_up_the_stop(
@@ -217,10 +217,9 @@ async def test_a_tier_that_hangs_does_not_hold_up_the_stop(
     monkeypatch.setattr("semshare_service.engine_closing._LET_GO_S", 0.01)
     engine = ClosingEngine()
     closing = EngineClosing(0.01)
-    closing.knowing(lambda: engine)()
     closing.begin()
     with caplog.at_level(logging.WARNING):
-        assert not await closing.finish()
+        assert not await closing.finish(engine)
     assert "donors that were not written yet are lost" in caplog.text
     engine.let_go.set()
 

@@ -49,7 +49,7 @@ def test_every_setting_of_the_engines_storage_can_be_set(
     config = tmp_path / "semshare.toml"
     config.write_text(
         f'storage_host_bytes = "1MiB"\nstorage_disk_path = {json.dumps(str(tmp_path))}\n'
-        'storage_disk_bytes = "2MiB"\nstorage_redis_cluster = true\nstorage_redis_bytes = "3MiB"\n'
+        'storage_disk_bytes = "2MiB"\nstorage_redis_bytes = "3MiB"\n'
         'storage_eviction = "lru"\nstorage_format = "int8"\nstorage_compression = "zstd"\n'
     )
     monkeypatch.setenv("SEMSHARE_STORAGE_REDIS_URL", URL)
@@ -59,7 +59,6 @@ def test_every_setting_of_the_engines_storage_can_be_set(
         disk_path=str(tmp_path),
         disk_bytes=2 << 20,
         redis_url=URL,
-        redis_cluster=True,
         redis_bytes=3 << 20,
         eviction="lru",
         donor_format="int8",
@@ -85,7 +84,7 @@ def test_the_engine_is_made_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     ("flags", "message"),
     [
         (["--storage-disk-bytes=1GiB"], "storage_disk_bytes is 1073741824.*storage_disk_path"),
-        (["--storage-redis-cluster"], "storage_redis_cluster is True.*storage_redis_url"),
+        (["--storage-redis-bytes=1GiB"], "storage_redis_bytes is 1073741824.*storage_redis_url"),
         (["--storage-redis-bytes=1GiB", "--storage-host-bytes=1"], "storage_redis_bytes.*_url"),
         (["--storage-eviction=lru"], "storage_eviction is lru, which does nothing without"),
         (["--storage-format=int8"], "storage_format is int8.*storage_host_bytes, storage_disk"),

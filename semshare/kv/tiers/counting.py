@@ -5,6 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
+# Of every tier; `Tier.counts` says what each is.
+TIER_COUNTS = (
+    "puts", "reads", "removes", "bytes_written", "bytes_read", "evictions", "quarantined"
+)  # fmt: skip
+
 
 class Counts:
     """Named counters, all of them there from the start.

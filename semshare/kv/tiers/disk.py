@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import string
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor
 from semshare.kv.tiers.disk_rows import record_bytes
 from semshare.kv.tiers.disk_store import DiskStore
 from semshare.kv.tiers.policies import PolicyName
-from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
+from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, TierWatcher
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class DiskTier:
             )
 
         self.budget_bytes = budget_bytes
-        self._tell: list[Callable[[str], None]] = []
+        self._watchers: list[TierWatcher] = []
         self._generation = 0
         self._access = DiskAccess(opening, root, folder, timeout_s)
 
@@ -187,12 +187,9 @@ class DiskTier:
         except BegunAnew:
             return self._read_records()
 
-    def watch(self, watcher: Watcher) -> None:
-        """See `Tier.watch`: nobody shares a folder."""
-
-    def on_evicted(self, tell: Callable[[str], None]) -> None:
-        """See `Tier.on_evicted`."""
-        self._tell.append(tell)
+    def watch(self, watcher: TierWatcher) -> None:
+        """See `Tier.watch`."""
+        self._watchers.append(watcher)
 
     def close(self) -> None:
         """See `Tier.close`."""
@@ -206,8 +203,8 @@ class DiskTier:
             yield evicted
         finally:
             for donor in evicted:
-                for tell in self._tell:
-                    tell(donor)
+                for watcher in self._watchers:
+                    watcher.vanished(donor)
 
     @contextmanager
     def _keeping(self, donor: IndexedDonor, store: DiskStore, evicted: list[str]) -> Iterator[None]:

@@ -11,20 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from semshare.errors import BlobForeign, StoreLocked, TierUnavailable
-from semshare.kv.tiers.counting import Counts
+from semshare.kv.tiers.counting import TIER_COUNTS, Counts
 from semshare.kv.tiers.disk_index import is_broken
 from semshare.kv.tiers.disk_store import DiskStore
 
 logger = logging.getLogger(__name__)
 
 COUNTS = (
-    "puts",  # donors kept, or replaced
-    "reads",  # that were answered
-    "removes",  # of donors that were there
-    "bytes_written",  # of blobs
-    "bytes_read",
-    "evictions",  # donors that went for want of room
-    "quarantined",  # donors that went because something of them was not what was written
+    *TIER_COUNTS,
     "orphans",  # files of no donor that were collected
     "rebuilt",  # indexes that could not be read and were begun anew
     "reopened",  # times the folder was back after it had gone

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from semshare.errors import NotStored
 from semshare.kv.tiers.budget import Budget
-from semshare.kv.tiers.counting import Counts
+from semshare.kv.tiers.counting import TIER_COUNTS, Counts
 from semshare.kv.tiers.policies import PolicyName
-from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
+from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, TierWatcher
 
 # Python's objects beside arrays, strings and blobs themselves, as tracemalloc saw them.
 _OBJECTS_BYTES = 1500  # of a donor
 _VIEW_BYTES = 320  # of a blob
-
-
-_COUNTS = (
-    "puts",
-    "reads",
-    "removes",
-    "bytes_written",
-    "bytes_read",
-    "evictions",
-    "quarantined",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +35,8 @@ class HostTier:
     def __init__(self, budget_bytes: int, policy: PolicyName = "s3-fifo") -> None:
         self._budget = Budget(self.name, budget_bytes, policy)
         self._held: dict[str, _Held] = {}
-        self._tellers: list[Callable[[str], None]] = []
-        self._counts = Counts(_COUNTS)
+        self._watchers: list[TierWatcher] = []
+        self._counts = Counts(TIER_COUNTS)
         self._lock = threading.Lock()
 
     @property
@@ -128,12 +117,9 @@ class HostTier:
         with self._lock:
             return [held.record for held in self._held.values()]
 
-    def watch(self, watcher: Watcher) -> None:
-        """See `Tier`. Nobody shares this memory, so there is nothing to tell."""
-
-    def on_evicted(self, tell: Callable[[str], None]) -> None:
+    def watch(self, watcher: TierWatcher) -> None:
         """See `Tier`."""
-        self._tellers.append(tell)
+        self._watchers.append(watcher)
 
     def close(self) -> None:
         """Drop everything."""
@@ -154,8 +140,8 @@ class HostTier:
     def _tell(self, victims: Sequence[str]) -> None:
         self._counts.add("evictions", len(victims))
         for victim in victims:
-            for tell in self._tellers:
-                tell(victim)
+            for watcher in self._watchers:
+                watcher.vanished(victim)
 
 
 def _n_bytes(held: _Held) -> int:

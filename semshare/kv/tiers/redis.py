@@ -17,24 +17,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from semshare.errors import InvalidRequest, ModelNotAvailable, NotStored, TierUnavailable
+from semshare.errors import InvalidRequest, NotStored, TierUnavailable
 from semshare.kv.tiers.breaker import Breaker
-from semshare.kv.tiers.counting import Counts
+from semshare.kv.tiers.counting import TIER_COUNTS, Counts
+from semshare.kv.tiers.redis_bounds import within
+from semshare.kv.tiers.redis_events import EventReader
 from semshare.kv.tiers.redis_keys import Keys, Location
+from semshare.kv.tiers.redis_known import KnownDonors
+from semshare.kv.tiers.redis_ledger import Ledger
+from semshare.kv.tiers.redis_link import Servers
 from semshare.kv.tiers.redis_settings import CHUNK_BYTES, RedisTimeouts
-from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, Watcher
-
-if TYPE_CHECKING:
-    from semshare.kv.tiers.redis_events import EventReader
+from semshare.kv.tiers.redis_values import DonorValues
+from semshare.kv.tiers.redis_writer import DonorWriter
+from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, TierWatcher
 
 log = logging.getLogger(__name__)
 
-_COUNTS = (
-    "puts", "reads", "removes", "bytes_written", "bytes_read", "evictions", "quarantined", "lost",
-    "orphans", "rebuilt", "errors", "events", "listings",
-)  # fmt: skip
+_COUNTS = (*TIER_COUNTS, "lost", "orphans", "rebuilt", "errors", "events", "listings")
 
 
 class RedisTier:
@@ -46,7 +46,6 @@ class RedisTier:
         fingerprint: of the model; donors of others are neither seen nor counted.
         budget_bytes: most that blobs and records of this model may take, over all processes, which
             should all say the same. Set the server's `maxmemory` a tenth above, without eviction.
-        cluster: the URL names a node of a cluster.
         chunk_bytes: size of the values that blobs are cut into.
         events_kept: about how many the server keeps for processes that were away for a while.
         failures: in a row after which a node is not asked for a while.
@@ -54,7 +53,6 @@ class RedisTier:
         clock: of those pauses.
 
     Raises:
-        ModelNotAvailable: the package `redis` is not installed.
         InvalidRequest: a URL or a size that can't be used.
 
     """
@@ -65,27 +63,12 @@ class RedisTier:
         *,
         fingerprint: str,
         budget_bytes: int,
-        cluster: bool = False,
         chunk_bytes: int = CHUNK_BYTES,
         events_kept: int = 10_000,
         failures: int = 2,
         timeouts: RedisTimeouts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        try:
-            from semshare.kv.tiers import (  # noqa: PLC0415
-                redis_bounds,
-                redis_events,
-                redis_known,
-                redis_ledger,
-                redis_link,
-                redis_values,
-                redis_writer,
-            )
-        except ImportError as missing:
-            raise ModelNotAvailable(
-                "the package redis is not installed: pip install 'semshare[redis]'"
-            ) from missing
         if not fingerprint or budget_bytes < 1 or chunk_bytes < 1:
             raise InvalidRequest(
                 f"fingerprint {fingerprint!r}, budget_bytes {budget_bytes} and chunk_bytes "
@@ -93,13 +76,10 @@ class RedisTier:
             )
         self._budget = budget_bytes
         self._timeouts = timeouts = timeouts or RedisTimeouts()
-        self._within = redis_bounds.within
-        self._events_module = redis_events
         self._process = secrets.token_hex(8)
         self._keys = Keys(fingerprint)
-        self._servers = redis_link.Servers(
+        self._servers = Servers(
             url,
-            cluster=cluster,
             connect_s=timeouts.connect,
             command_s=timeouts.command,
             make_breaker=lambda: Breaker(
@@ -110,14 +90,12 @@ class RedisTier:
             ),
         )
         self._counts = Counts(_COUNTS)
-        self._ledger = redis_ledger.Ledger(
+        self._ledger = Ledger(
             self._servers, self._keys, process=self._process, events_kept=events_kept
         )
-        self._values = redis_values.Values(self._servers, self._keys)
-        self._known = redis_known.Known(
-            self._ledger, self._values, self._counts, seconds=timeouts.read
-        )
-        self._writer = redis_writer.Writer(
+        self._values = DonorValues(self._servers, self._keys)
+        self._known = KnownDonors(self._ledger, self._values, self._counts, seconds=timeouts.read)
+        self._writer = DonorWriter(
             self._ledger,
             self._values,
             self._known,
@@ -125,6 +103,7 @@ class RedisTier:
             budget_bytes=budget_bytes,
             chunk_bytes=chunk_bytes,
             timeouts=timeouts,
+            evicted=self._evicted,
         )
         self._lock = threading.Lock()
         self._reader: EventReader | None = None
@@ -148,17 +127,15 @@ class RedisTier:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What this process has done and met, since it began.
+        """What this process has done and met, besides what `Tier.counts` says.
 
-        puts, reads, removes: calls that succeeded. bytes_written, bytes_read: of blobs.
-        evictions:   donors that went to make room for one of this process's.
-        quarantined: donors dropped because something of them was not what was written.
-        lost:        donors dropped because values were missing: expired, or gone with a node.
-        orphans:     values deleted that belonged to no donor of the ledger.
-        rebuilt:     ledgers begun anew, the first one included.
-        errors:      calls that ended with `TierUnavailable`, and failures while telling watchers.
-        events:      changes of other processes that were read.
-        listings:    times that all donors were asked for.
+        evictions: of those, donors that went to make room for one of this process's.
+        lost:      donors dropped because values were missing: expired, or gone with a node.
+        orphans:   values deleted that belonged to no donor of the ledger.
+        rebuilt:   ledgers begun anew, the first one included.
+        errors:    calls that ended with `TierUnavailable`, and failures while telling watchers.
+        events:    changes of other processes that were read.
+        listings:  times that all donors were asked for.
         """
         return self._counts.read()
 
@@ -241,8 +218,8 @@ class RedisTier:
         if reader is not None:
             reader.ask_again(missing)
 
-    def watch(self, watcher: Watcher) -> None:
-        """Tell of other processes' donors, in a thread.
+    def watch(self, watcher: TierWatcher) -> None:
+        """Tell of other processes' donors in a thread, and of what goes for room in the putter's.
 
         What came since `records` is told as well; all that is there where `records` was not asked
         and the server does not answer now.
@@ -251,7 +228,7 @@ class RedisTier:
             if self._reader is not None:
                 self._reader.add(watcher)
                 return
-            self._reader = self._events_module.EventReader(
+            self._reader = EventReader(
                 self._servers,
                 self._keys,
                 self._ledger,
@@ -263,10 +240,6 @@ class RedisTier:
             )
             self._reader.add(watcher)
             self._reader.start(from_now_on=not self._listed)
-
-    def on_evicted(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with each donor that this process makes go for want of room."""
-        self._writer.on_evicted(tell)
 
     def close(self) -> None:
         """End the thread and close all connections. Nothing in the server changes."""
@@ -282,7 +255,7 @@ class RedisTier:
     @contextmanager
     def _bounded(self, seconds: float) -> Iterator[None]:
         try:
-            with self._within(seconds):
+            with within(seconds):
                 yield
         except TierUnavailable:
             self._counts.add("errors")
@@ -293,6 +266,10 @@ class RedisTier:
                 f"the Redis tier was not done within {seconds} s: raise the tier's time-outs, or "
                 "see why the server is slow"
             ) from problem
+
+    def _evicted(self, donor: str) -> None:
+        if (reader := self._reader) is not None:
+            reader.gone(donor)
 
     def _lost(self, donor: str, where: Location) -> None:
         """Values are missing. The donor goes, unless it was replaced, which is then known."""

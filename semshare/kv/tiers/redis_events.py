@@ -11,10 +11,10 @@ from semshare.errors import TierUnavailable
 from semshare.kv.tiers.counting import Counts
 from semshare.kv.tiers.redis_bounds import within
 from semshare.kv.tiers.redis_keys import Keys, unescaped
-from semshare.kv.tiers.redis_known import Known
-from semshare.kv.tiers.redis_ledger import Entry, Ledger, Mark
+from semshare.kv.tiers.redis_known import KnownDonors
+from semshare.kv.tiers.redis_ledger import Entry, Ledger, LedgerPosition
 from semshare.kv.tiers.redis_link import Servers
-from semshare.kv.tiers.tier import Watcher
+from semshare.kv.tiers.tier import TierWatcher
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class EventReader:
         servers: Servers,
         keys: Keys,
         ledger: Ledger,
-        known: Known,
+        known: KnownDonors,
         *,
         process: str,
         counts: Counts,
@@ -64,19 +64,19 @@ class EventReader:
         self._keys = keys
         self._ledger = ledger
         self._known = known
-        self._watchers: tuple[Watcher, ...] = ()
+        self._watchers: tuple[TierWatcher, ...] = ()
         self._process = process
         self._counts = counts
         self._seconds = seconds
         self._list_s = list_s
         self._stop = threading.Event()
         self._after = _START  # the last event that was read …
-        self._mark: Mark | None = None  # … and how far that is; None: ask for all donors
+        self._position: LedgerPosition | None = None  # … and how far that is; None: list all
         self._lock = threading.Lock()  # of the next
         self._pending: dict[str, Entry] = {}  # on a node that did not answer
         self._thread = threading.Thread(target=self._run, name="semshare-redis-events", daemon=True)
 
-    def add(self, watcher: Watcher) -> None:
+    def add(self, watcher: TierWatcher) -> None:
         """Tell this one, too, from now on."""
         self._watchers += (watcher,)
 
@@ -87,7 +87,7 @@ class EventReader:
                 for donor, entry in self._catch_up().items():
                     self._known.tell(donor, entry)
             except TierUnavailable:
-                self._mark = None  # all of them are told as soon as it does
+                self._position = None  # all of them are told as soon as it does
         self._thread.start()
 
     def ask_again(self, wanted: dict[str, Entry]) -> None:
@@ -109,16 +109,16 @@ class EventReader:
             try:
                 self._step()
             except TierUnavailable:
-                self._mark = None  # what was missed meanwhile, nobody knows
+                self._position = None  # what was missed meanwhile, nobody knows
                 self._stop.wait(_AGAIN_S)
             except Exception:  # the watcher's or ours: it must not end the telling
                 self._counts.add("errors")
                 log.exception("telling of other processes' donors broke off; all are asked for")
-                self._mark = None
+                self._position = None
                 self._stop.wait(_AGAIN_S)
 
     def _step(self) -> None:
-        if self._mark is None:
+        if self._position is None:
             known = self._known.revisions()
             self._tell_differences(known, self._catch_up())
             return
@@ -127,7 +127,7 @@ class EventReader:
             # One may have come since.
             events = self._read(block=False)
             if not events:
-                self._mark = None
+                self._position = None
                 return
         self._follow(events)
         if not events:
@@ -140,14 +140,16 @@ class EventReader:
         self._counts.add("listings")
         with within(self._list_s):
             # Before the listing: what comes while it is made is read after it.
-            mark = self._ledger.mark()
+            position = self._ledger.position()
             last = self._servers.run(
                 self._keys.events,
                 lambda client: client.xrevrange(self._keys.events, count=1),
             )
             events = _events(last)
             self._after = events[0].id if events else _START
-            self._mark = Mark(mark.epoch, events[0].revision if events else mark.revision)
+            self._position = LedgerPosition(
+                position.epoch, events[0].revision if events else position.revision
+            )
             return self._ledger.all_entries()
 
     def _tell_differences(self, known: dict[str, int], there: dict[str, Entry]) -> None:
@@ -172,15 +174,15 @@ class EventReader:
 
     def _up_to_date(self) -> bool:
         with within(self._seconds):
-            return self._ledger.mark() == self._mark
+            return self._ledger.position() == self._position
 
     def _follow(self, events: list[_Event]) -> None:
         changed: dict[str, _Event] = {}  # the last event of each donor
         for event in events:
-            if self._mark is None or event.revision != self._mark.revision + 1:
-                self._mark = None  # some are missing
+            if self._position is None or event.revision != self._position.revision + 1:
+                self._position = None  # some are missing
                 return
-            self._mark = Mark(self._mark.epoch, event.revision)
+            self._position = LedgerPosition(self._position.epoch, event.revision)
             self._after = event.id
             changed.pop(event.donor, None)  # what this process did since is what counts
             if event.process != self._process:

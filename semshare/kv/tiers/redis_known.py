@@ -14,7 +14,7 @@ from semshare.kv.tiers.record_codec import decode_record
 from semshare.kv.tiers.redis_bounds import within
 from semshare.kv.tiers.redis_keys import Location, namespace_digest
 from semshare.kv.tiers.redis_ledger import Entry, Ledger
-from semshare.kv.tiers.redis_values import Values
+from semshare.kv.tiers.redis_values import DonorValues
 from semshare.kv.tiers.tier import DonorRecord
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Fetched:
     dropped: bool
 
 
-class Known:
+class KnownDonors:
     """Donors by name, kept up to date by who puts, lists or is told. Thread-safe.
 
     Readers go by it, so that a known donor is read without asking the ledger, which may be on
@@ -46,7 +46,9 @@ class Known:
 
     """
 
-    def __init__(self, ledger: Ledger, values: Values, counts: Counts, *, seconds: float) -> None:
+    def __init__(
+        self, ledger: Ledger, values: DonorValues, counts: Counts, *, seconds: float
+    ) -> None:
         self._ledger = ledger
         self._values = values
         self._counts = counts

@@ -42,7 +42,7 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class LedgerPosition:
     """How far the ledger's events have come."""
 
     epoch: bytes | None  # None: it is not open; a server that lost it all gets another one
@@ -158,10 +158,10 @@ class Ledger:
         """Let donors be put, once nothing lies in the servers that the ledger does not count."""
         self._ask("HSETNX", self._keys.sums, "epoch", secrets.token_hex(8))
 
-    def mark(self) -> Mark:
+    def position(self) -> LedgerPosition:
         """How far it has come."""
         epoch, revision = self._ask("HMGET", self._keys.sums, "epoch", "revision")
-        return Mark(epoch, int(revision or 0))
+        return LedgerPosition(epoch, int(revision or 0))
 
     def _all(self, key: str) -> list[tuple[bytes, bytes]]:
         found: dict[bytes, bytes] = {}

@@ -49,7 +49,6 @@ class Servers:
         url: `redis://user:password@host:port/db`, `rediss://` with TLS, `unix://path`;
             `redis+cluster://` and `rediss+cluster://` name a cluster by one or more of its nodes,
             with commas between them.
-        cluster: the server is a node of a cluster, whatever the URL says.
         connect_s, command_s: most seconds for a connection, and for one wait of a command.
         make_breaker: one for each node.
 
@@ -59,13 +58,12 @@ class Servers:
         self,
         url: str,
         *,
-        cluster: bool,
         connect_s: float,
         command_s: float,
         make_breaker: Callable[[], Breaker],
     ) -> None:
         self._seeds, self._options = parse(url)
-        self.cluster = cluster or names_cluster(url)
+        self.cluster = names_cluster(url)
         self._connect_s = connect_s
         self._command_s = command_s
         self._make_breaker = make_breaker

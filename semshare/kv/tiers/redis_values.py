@@ -34,7 +34,7 @@ class _Piece:
     stop: int
 
 
-class Values:
+class DonorValues:
     """Reads and writes donors' values. Each call is bounded by the `within` it is made in.
 
     Args:

@@ -13,34 +13,36 @@ from semshare.kv.tiers.counting import Counts
 from semshare.kv.tiers.record_codec import encode_record, encoded_bound
 from semshare.kv.tiers.redis_bounds import within
 from semshare.kv.tiers.redis_keys import Location, namespace_digest
-from semshare.kv.tiers.redis_known import Known
+from semshare.kv.tiers.redis_known import KnownDonors
 from semshare.kv.tiers.redis_ledger import Entry, Ledger
 from semshare.kv.tiers.redis_settings import RedisTimeouts
-from semshare.kv.tiers.redis_values import Values
+from semshare.kv.tiers.redis_values import DonorValues
 from semshare.kv.tiers.tier import Buffer, DonorRecord
 
 log = logging.getLogger(__name__)
 
 
-class Writer:
+class DonorWriter:
     """Puts and changes donors. Each call is bounded by the `within` it is made in.
 
     Args:
         ledger, values, known, counts: of the tier.
         budget_bytes, chunk_bytes, timeouts: as the tier has them.
+        evicted: called with each donor that goes to make room for one of ours.
 
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        values: Values,
-        known: Known,
+        values: DonorValues,
+        known: KnownDonors,
         counts: Counts,
         *,
         budget_bytes: int,
         chunk_bytes: int,
         timeouts: RedisTimeouts,
+        evicted: Callable[[str], None],
     ) -> None:
         self._ledger = ledger
         self._values = values
@@ -49,11 +51,7 @@ class Writer:
         self._budget = budget_bytes
         self._chunk_bytes = chunk_bytes
         self._timeouts = timeouts
-        self._tell_evicted: tuple[Callable[[str], None], ...] = ()
-
-    def on_evicted(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with each donor that goes to make room for one of ours."""
-        self._tell_evicted += (tell,)
+        self._evicted = evicted
 
     def put(self, record: DonorRecord, blobs: Sequence[Buffer]) -> None:
         """Keep a donor, or replace it."""
@@ -101,8 +99,7 @@ class Writer:
             for victim in answer.evicted:
                 self._counts.add("evictions")
                 self._known.forget(victim)
-                for tell in self._tell_evicted:
-                    tell(victim)
+                self._evicted(victim)
             for victim, place in answer.doomed:
                 self._values.delete(victim, place)
             if answer.doomed:

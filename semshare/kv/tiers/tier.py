@@ -7,7 +7,7 @@ them; whether a blob is whole is found out by whoever decodes it, who then says 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -80,17 +80,21 @@ class ByteRange:
         return self.stop - self.start
 
 
-class Watcher(Protocol):
-    """Is told what other processes do to a tier that several share, in a thread of the tier's."""
+class TierWatcher(Protocol):
+    """Is told which donors a tier loses by itself, and what other processes do to a shared one.
+
+    Called from any thread, with none of the tier's locks held. What this process puts, updates,
+    removes and quarantines is not told.
+    """
 
     def appeared(self, record: DonorRecord) -> None:
-        """A donor is there, or what is said of it has changed."""
+        """Another process has put a donor, or changed what is said of it."""
 
     def vanished(self, donor: str) -> None:
-        """A donor is there no longer."""
+        """A donor is there no longer: it went for want of room, or another process dropped it."""
 
     def forgotten(self, donor: str) -> None:
-        """A donor was removed on purpose (`Tier.remove`), so it should be nowhere any more."""
+        """Another process removed a donor on purpose (`Tier.remove`): it should be nowhere."""
 
 
 class Tier(Protocol):
@@ -162,11 +166,8 @@ class Tier(Protocol):
     def records(self) -> Iterable[DonorRecord]:
         """Every donor that is whole as far as can be told without reading blobs."""
 
-    def watch(self, watcher: Watcher) -> None:
-        """Tell `watcher` of other processes' donors from now on; nothing where nobody shares it."""
-
-    def on_evicted(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with each donor that goes for want of room, from whichever thread."""
+    def watch(self, watcher: TierWatcher) -> None:
+        """Tell `watcher` from now on; of a shared tier also what has changed since `records`."""
 
     def close(self) -> None:
         """Let go of files, locks and connections. Safe to call twice."""

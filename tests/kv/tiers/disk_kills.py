@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import disk_cases as cases
+from tier_conformance import Vanishing
 
 from semshare.kv.tiers import disk_files
 from semshare.kv.tiers.disk import DiskTier
@@ -48,7 +49,7 @@ class Child:
         self.left = self.random.randrange(4)
         self.said = said
         self.tier = cases.open_tier(root, budget_bytes=budget(seed), at=self.at)
-        self.tier.on_evicted(lambda donor: self.say("evicted", donor, NOTHING))
+        self.tier.watch(Vanishing(lambda donor: self.say("evicted", donor, NOTHING)))
         if seed % 5 == 0:  # at any moment, within SQLite's own steps too
             self.target = ""
             signal.setitimer(signal.ITIMER_REAL, self.random.uniform(1e-4, MOST_S))

@@ -21,6 +21,7 @@ from disk_cases import (
     record_of,
     said,
 )
+from tier_conformance import Vanishing
 
 from semshare.errors import TierFull
 from semshare.kv.tiers.disk import USES_KEPT
@@ -46,7 +47,7 @@ def test_the_budget_holds_at_every_step(tmp_path: Path, policy: str) -> None:
 
     tier = open_tier(tmp_path, budget_bytes=SMALL, policy=policy, at=at)
     evicted: list[str] = []
-    tier.on_evicted(evicted.append)
+    tier.watch(Vanishing(evicted.append))
     for number in range(60):
         sizes = [BIG, (400_000,), (5000,) * 20][number % 3]
         put(tier, f"{number % 25}", number, sizes=sizes, n_tokens=[20, 3000][number % 2])

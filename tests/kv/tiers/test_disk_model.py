@@ -29,6 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from properties import examples
+from tier_conformance import Vanishing
 
 from semshare.errors import NotStored, TierFull
 from semshare.kv.tiers.disk_index import INDEX_BYTES
@@ -56,7 +57,7 @@ class DiskMachine(RuleBasedStateMachine):
     def open(self, root: Path) -> None:
         self.root = root
         self.tier = open_tier(root, budget_bytes=BUDGET, policy=self.policy)
-        self.tier.on_evicted(self.evicted)
+        self.tier.watch(Vanishing(self.evicted))
 
     def evicted(self, donor: str) -> None:
         record, _ = self.stored.pop(donor)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import examples
 from stored import make_record
+from tier_conformance import Vanishing
 
 from semshare.errors import NotStored, TierFull
 from semshare.kv.tiers.host import HostTier
@@ -67,7 +68,7 @@ def test_those_that_go_for_want_of_room_are_told_of_and_may_be_asked_for() -> No
     tier = HostTier(2 * size_of_one(100), "lru")
     gone: list[tuple[str, int]] = []
     # The listener calls the tier, so it must not be told under the tier's lock.
-    tier.on_evicted(lambda donor: gone.append((donor, len(list(tier.records())))))
+    tier.watch(Vanishing(lambda donor: gone.append((donor, len(list(tier.records()))))))
     for name in "ab":
         tier.put(make_record(name), [bytes(100)])
     tier.used("a")
@@ -132,7 +133,7 @@ def test_the_budget_holds_and_the_tier_has_what_was_not_evicted(
     expected: dict[str, list[bytes]] = {}
     pinned: set[str] = set()
     evicted: list[str] = []
-    tier.on_evicted(evicted.append)
+    tier.watch(Vanishing(evicted.append))
     for number, (what, name, *rest) in enumerate(steps):
         evicted.clear()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -26,9 +25,7 @@ from tier_conformance import (
     whole,
 )
 
-from semshare.errors import InvalidRequest, ModelNotAvailable, NotStored, TierFull, TierUnavailable
-from semshare.kv import tiers
-from semshare.kv.tiers.redis import RedisTier
+from semshare.errors import InvalidRequest, NotStored, TierFull, TierUnavailable
 from semshare.kv.tiers.tier import ByteRange
 
 
@@ -295,12 +292,3 @@ def test_a_cluster_whose_slots_have_moved_is_learned_anew(
         assert whole(tier, donor, 0, 10_000) == blobs[0]
     assert names(tier) == set(donors)
     assert tier.counts["errors"] == 0
-
-
-def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("semshare.kv.tiers.redis_")]:
-        monkeypatch.delitem(sys.modules, name)
-        monkeypatch.delattr(tiers, name.rpartition(".")[2])
-    monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(ModelNotAvailable, match=r"semshare\[redis\]"):
-        RedisTier("redis://h", fingerprint="f", budget_bytes=1)

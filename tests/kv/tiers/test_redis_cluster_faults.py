@@ -69,7 +69,7 @@ def test_a_lost_node_costs_its_own_donors_only(tmp_path: Path, open_tier: MakeRe
 def test_a_replica_takes_over_with_all_it_has(tmp_path: Path, open_tier: MakeRedis) -> None:
     servers = start_cluster(tmp_path)
     try:
-        tier = open_tier(f"redis://127.0.0.1:{servers[0].port}", cluster=True)
+        tier = open_tier(f"redis+cluster://127.0.0.1:{servers[0].port}")
         blobs = blobs_of(0, 20_000)
         ledger = tier._servers.server_of(tier._keys.sums).address
         holder = next(one for one in servers if ledger.endswith(f":{one.port}"))

@@ -57,6 +57,19 @@ def assert_same(one: DonorRecord, other: DonorRecord) -> None:
             assert left == right, field.name
 
 
+class Vanishing:
+    """A watcher that hands on which donors vanish."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.vanished = tell
+
+    def appeared(self, record: DonorRecord) -> None:
+        """Not here."""
+
+    def forgotten(self, donor: str) -> None:
+        """Not here."""
+
+
 def whole(tier: Tier, donor: str, group: int, size: int) -> bytes:
     """A whole blob."""
     return bytes(tier.read(donor, group, [ByteRange(0, size)])[0])
@@ -177,7 +190,7 @@ class TierConformance:
     def test_room_is_made_and_told_and_pinned_donors_stay(self, make_tier: MakeTier) -> None:
         tier = make_tier(10 * self.unit + SLACK)
         told: list[str] = []
-        tier.on_evicted(told.append)
+        tier.watch(Vanishing(told.append))
         blobs = blobs_of(7, self.unit)
         for number in range(30):
             tier.put(record_of(f"donor-{number}", blobs, pinned=number in (0, 1)), blobs)
@@ -193,7 +206,7 @@ class TierConformance:
     def test_what_fits_beside_no_pinned_donor_changes_nothing(self, make_tier: MakeTier) -> None:
         tier = make_tier(4 * self.unit + SLACK)
         told: list[str] = []
-        tier.on_evicted(told.append)
+        tier.watch(Vanishing(told.append))
         blobs = blobs_of(8, self.unit)
         for number in range(3):
             tier.put(record_of(f"donor-{number}", blobs, pinned=number < 2), blobs)

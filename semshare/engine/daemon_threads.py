@@ -1,4 +1,4 @@
-"""Threads that wait for tiers. A process may end while they do."""
+"""Threads for what may take long, or hang. A process may end while they wait."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from queue import SimpleQueue
 Work = Callable[[], None]
 
 
-class ReaderThreads:
-    """A few daemon threads: those of `ThreadPoolExecutor` would hold up the process's end.
+class DaemonThreads:
+    """A few threads: those of `ThreadPoolExecutor` would hold up the process's end.
 
     Args:
         count: of threads.
