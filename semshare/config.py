@@ -22,6 +22,7 @@ DonorFormat = Literal["full", "int8"]
 Compression = Literal["none", "zstd"]
 EvictionPolicy = Literal["lru", "s3-fifo"]
 
+MIN_DISK_BYTES = 2 << 20  # less leaves too little beside the tier's index
 MAX_DECAY = 100.0  # the last layer keeps e⁻¹⁰⁰ of what the first does: nothing
 
 REUSE_MODES: tuple[str, ...] = get_args(ReuseMode)
@@ -165,7 +166,7 @@ class StorageConfig:
 
     def __post_init__(self) -> None:
         _require_whole("storage.host_bytes", self.host_bytes, 0, 1 << 50)
-        _require_whole("storage.disk_bytes", self.disk_bytes, 2 << 20, 1 << 60)
+        _require_whole("storage.disk_bytes", self.disk_bytes, MIN_DISK_BYTES, 1 << 60)
         _require_whole("storage.redis_bytes", self.redis_bytes, 1, 1 << 60)
         _require_name("storage.eviction", self.eviction, get_args(EvictionPolicy))
         _require_name("storage.donor_format", self.donor_format, get_args(DonorFormat))

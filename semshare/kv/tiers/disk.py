@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from semshare.config import MIN_DISK_BYTES
 from semshare.errors import NotStored
 from semshare.kv.tiers.disk_access import BegunAnew, DiskAccess
 from semshare.kv.tiers.disk_catalog import file_names
@@ -65,10 +66,10 @@ class DiskTier:
         timeout_s: float = 10.0,
         at: FaultPoint = lambda point: None,  # noqa: ARG005 - nothing is broken by default
     ) -> None:
-        if budget_bytes < 2 * INDEX_BYTES:
+        if budget_bytes < MIN_DISK_BYTES:
             raise ValueError(
                 f"a disk budget of {budget_bytes} bytes leaves too little beside the index, for "
-                f"which {INDEX_BYTES} are kept: allow at least {2 * INDEX_BYTES}"
+                f"which {INDEX_BYTES} are kept: allow at least {MIN_DISK_BYTES}"
             )
         if not fingerprint or not set(fingerprint) <= _NAME:
             raise ValueError(f"{fingerprint!r} names no folder: take letters, digits, - and _")
