@@ -19,7 +19,7 @@ from semshare.config import (
     MIN_DISK_BYTES,
     Compression,
     DonorFormat,
-    EvictionPolicy,
+    EvictionName,
     StorageConfig,
 )
 from semshare.errors import InvalidRequest
@@ -63,7 +63,7 @@ class StorageSettings(BaseModel):
         le=1 << 60,
         description="most that all processes' donors may take in it",
     )
-    storage_eviction: EvictionPolicy = Field(
+    storage_eviction: EvictionName = Field(
         default=_DEFAULTS.eviction, description="who leaves a full tier first; Redis does lru"
     )
     storage_format: DonorFormat = Field(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from semshare.config import MIN_DISK_BYTES
+from semshare.config import MIN_DISK_BYTES, EvictionName
 from semshare.errors import NotStored
 from semshare.kv.tiers.disk_access import BegunAnew, DiskAccess
 from semshare.kv.tiers.disk_catalog import file_names
@@ -24,7 +24,6 @@ from semshare.kv.tiers.disk_files import FaultPoint
 from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor
 from semshare.kv.tiers.disk_rows import record_bytes
 from semshare.kv.tiers.disk_store import DiskStore
-from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, TierWatcher
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class DiskTier:
         root: Path,
         fingerprint: str,
         budget_bytes: int,
-        policy: PolicyName = "s3-fifo",
+        policy: EvictionName = "s3-fifo",
         *,
         timeout_s: float = 10.0,
         at: FaultPoint = lambda point: None,  # noqa: ARG005 - nothing is broken by default
