@@ -193,7 +193,7 @@ class DiskTier:
 
     def close(self) -> None:
         """See `Tier.close`."""
-        self._access.close(DiskStore.write_uses)
+        self._access.close()
 
     @contextmanager
     def _telling(self) -> Iterator[list[str]]:
@@ -254,8 +254,7 @@ class DiskTier:
         if store.is_there():
             self._forget_broken(stored, store, "a blob of it is not there")
         else:
-            with self._access.writing():
-                pass  # finds that the folder has gone, and says so
+            self._access.check_there()
 
     def _forget_broken(self, stored: IndexedDonor | None, store: DiskStore, reason: str) -> bool:
         if stored is None or not store.catalog.forget(stored.id, broken=stored):
