@@ -20,8 +20,9 @@ SelectionName = Literal[
 RepairName = Literal["off", "idle", "eager"]
 DonorFormat = Literal["full", "int8"]
 Compression = Literal["none", "zstd"]
-EvictionPolicy = Literal["lru", "s3-fifo"]
+EvictionName = Literal["lru", "s3-fifo"]
 
+MIN_DISK_BYTES = 2 << 20  # less leaves too little beside the tier's index
 MAX_DECAY = 100.0  # the last layer keeps e⁻¹⁰⁰ of what the first does: nothing
 
 REUSE_MODES: tuple[str, ...] = get_args(ReuseMode)
@@ -158,16 +159,16 @@ class StorageConfig:
     disk_bytes: int = 64 << 30
     redis_url: str | None = field(default=None, repr=False)  # it may hold a password
     redis_bytes: int = 64 << 30
-    eviction: EvictionPolicy = "s3-fifo"
+    eviction: EvictionName = "s3-fifo"
     donor_format: DonorFormat = "full"
     compression: Compression = "none"
     load_timeout_s: float = 2.0
 
     def __post_init__(self) -> None:
         _require_whole("storage.host_bytes", self.host_bytes, 0, 1 << 50)
-        _require_whole("storage.disk_bytes", self.disk_bytes, 2 << 20, 1 << 60)
+        _require_whole("storage.disk_bytes", self.disk_bytes, MIN_DISK_BYTES, 1 << 60)
         _require_whole("storage.redis_bytes", self.redis_bytes, 1, 1 << 60)
-        _require_name("storage.eviction", self.eviction, get_args(EvictionPolicy))
+        _require_name("storage.eviction", self.eviction, get_args(EvictionName))
         _require_name("storage.donor_format", self.donor_format, get_args(DonorFormat))
         _require_name("storage.compression", self.compression, get_args(Compression))
         if not 0 < self.load_timeout_s < math.inf:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
 
 from pydantic import (
     BaseModel,
@@ -16,10 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from semshare.config import Compression, DonorFormat, EvictionPolicy, StorageConfig
+from semshare.config import (
+    MIN_DISK_BYTES,
+    Compression,
+    DonorFormat,
+    EvictionName,
+    StorageConfig,
+)
 from semshare.errors import InvalidRequest
 
-MIN_DISK_BYTES = 2 << 20  # less leaves nothing beside the tier's index
 _DEFAULTS = StorageConfig()
 # Settings that say something only where others name what they are about.
 _OF_DISK = ("storage_disk_bytes",)
@@ -59,7 +63,7 @@ class StorageSettings(BaseModel):
         le=1 << 60,
         description="most that all processes' donors may take in it",
     )
-    storage_eviction: EvictionPolicy = Field(
+    storage_eviction: EvictionName = Field(
         default=_DEFAULTS.eviction, description="who leaves a full tier first; Redis does lru"
     )
     storage_format: DonorFormat = Field(
@@ -112,22 +116,22 @@ class StorageSettings(BaseModel):
         """
         if not self._names_a_tier():
             return None
-        values: dict[str, Any] = {}
-        if self.storage_disk_path is not None:
-            _check_folder(self.storage_disk_path)
-            values["disk_path"] = str(self.storage_disk_path)
-        if self.storage_redis_url is not None:
-            values["redis_url"] = self.storage_redis_url.get_secret_value()
-            _check_redis(values["redis_url"])
+        folder, secret = self.storage_disk_path, self.storage_redis_url
+        redis_url = None if secret is None else secret.get_secret_value()
+        if folder is not None:
+            _check_folder(folder)
+        if redis_url is not None:
+            _check_redis(redis_url)
         return StorageConfig(
             host_bytes=int(self.storage_host_bytes),
+            disk_path=None if folder is None else str(folder),
             disk_bytes=int(self.storage_disk_bytes),
+            redis_url=redis_url,
             redis_bytes=int(self.storage_redis_bytes),
             eviction=self.storage_eviction,
             donor_format=self.storage_format,
             compression=self.storage_compression,
             load_timeout_s=self.storage_load_timeout_s,
-            **values,
         )
 
 

@@ -14,10 +14,9 @@ import pytest
 from semshare import EngineConfig, SemShare
 from semshare.config import StorageConfig
 from semshare.errors import InvalidRequest
-from semshare.kv.tiers.disk_index import INDEX_BYTES
 from semshare_service.serve import engine_loader, run
 from semshare_service.settings import ServiceSettings, load_settings
-from semshare_service.storage_settings import MIN_DISK_BYTES, StorageSettings
+from semshare_service.storage_settings import StorageSettings
 
 URL = "rediss://user:hunter2@cache.example.org:6380/1"
 
@@ -99,10 +98,6 @@ def test_the_engine_is_made_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_can_t_work_is_refused_with_its_name(flags: list[str], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         load_settings(flags)
-
-
-def test_the_least_disk_is_what_its_tier_wants() -> None:
-    assert MIN_DISK_BYTES == 2 * INDEX_BYTES
 
 
 def test_a_folder_that_can_t_be_used_is_told_before_the_model_loads(

@@ -6,14 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from semshare.config import Compression, DonorFormat
 from semshare.kv.codec import Int8Codec
-from semshare.kv.tiers.tier import Coding
-
-Compression = Literal["none", "zstd"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class BlobFormat:
     n_layers: int
     n_kv_heads: int
     head_dim: int
-    coding: Coding = "full"
+    coding: DonorFormat = "full"
     compression: Compression = "none"
     chunk_tokens: int = 64
     layers_per_group: int = 8

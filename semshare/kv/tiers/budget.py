@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from semshare.config import EvictionName
 from semshare.errors import TierFull
-from semshare.kv.tiers.policies import POLICIES, PolicyName
+from semshare.kv.tiers.policies import POLICIES
 
 
 class Budget:
@@ -14,7 +15,7 @@ class Budget:
     is written, the tier never takes more than the limit, not even for a moment.
     """
 
-    def __init__(self, tier: str, budget_bytes: int, policy: PolicyName) -> None:
+    def __init__(self, tier: str, budget_bytes: int, policy: EvictionName) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._tier = tier

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from semshare.config import MIN_DISK_BYTES, EvictionName
 from semshare.errors import NotStored
 from semshare.kv.tiers.disk_access import BegunAnew, DiskAccess
 from semshare.kv.tiers.disk_catalog import file_names
@@ -23,7 +24,6 @@ from semshare.kv.tiers.disk_files import FaultPoint
 from semshare.kv.tiers.disk_index import INDEX_BYTES, IndexedDonor
 from semshare.kv.tiers.disk_rows import record_bytes
 from semshare.kv.tiers.disk_store import DiskStore
-from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, TierWatcher
 
 logger = logging.getLogger(__name__)
@@ -60,15 +60,15 @@ class DiskTier:
         root: Path,
         fingerprint: str,
         budget_bytes: int,
-        policy: PolicyName = "s3-fifo",
+        policy: EvictionName = "s3-fifo",
         *,
         timeout_s: float = 10.0,
         at: FaultPoint = lambda point: None,  # noqa: ARG005 - nothing is broken by default
     ) -> None:
-        if budget_bytes < 2 * INDEX_BYTES:
+        if budget_bytes < MIN_DISK_BYTES:
             raise ValueError(
                 f"a disk budget of {budget_bytes} bytes leaves too little beside the index, for "
-                f"which {INDEX_BYTES} are kept: allow at least {2 * INDEX_BYTES}"
+                f"which {INDEX_BYTES} are kept: allow at least {MIN_DISK_BYTES}"
             )
         if not fingerprint or not set(fingerprint) <= _NAME:
             raise ValueError(f"{fingerprint!r} names no folder: take letters, digits, - and _")
@@ -193,7 +193,7 @@ class DiskTier:
 
     def close(self) -> None:
         """See `Tier.close`."""
-        self._access.close(DiskStore.write_uses)
+        self._access.close()
 
     @contextmanager
     def _telling(self) -> Iterator[list[str]]:
@@ -254,8 +254,7 @@ class DiskTier:
         if store.is_there():
             self._forget_broken(stored, store, "a blob of it is not there")
         else:
-            with self._access.writing():
-                pass  # finds that the folder has gone, and says so
+            self._access.check_there()
 
     def _forget_broken(self, stored: IndexedDonor | None, store: DiskStore, reason: str) -> bool:
         if stored is None or not store.catalog.forget(stored.id, broken=stored):

@@ -108,6 +108,11 @@ class DiskAccess:
         finally:
             self._writer.release()
 
+    def check_there(self) -> None:
+        """Raise `TierUnavailable` where the folder has gone; the next call opens it again."""
+        with self.writing():
+            pass
+
     @contextmanager
     def writing_if_free(self) -> Iterator[DiskStore | None]:
         """The same without waiting or opening, and what breaks is counted only."""
@@ -144,8 +149,8 @@ class DiskAccess:
         way_out = _WAYS_OUT.get(number or 0, "see to the disk")
         return self.failed(f"the disk tier at {self._where} can't do this now ({error}): {way_out}")
 
-    def close(self, finish: Callable[[DiskStore], None]) -> None:
-        """Close for good, after `finish`; errors are logged. Safe to call twice."""
+    def close(self) -> None:
+        """Write what was used and close for good; errors are logged. Safe to call twice."""
         if not self._writer.acquire(timeout=self._timeout_s):
             logger.warning("%s is being written and stays open until the process ends", self._where)
             return
@@ -154,7 +159,7 @@ class DiskAccess:
             if (store := self.store) is not None:
                 self.store = None
                 try:
-                    finish(store)
+                    store.write_uses()
                 finally:
                     store.close()
         except (OSError, sqlite3.Error) as error:

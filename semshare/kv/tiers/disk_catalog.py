@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from semshare.config import EvictionName
 from semshare.errors import TierFull
 from semshare.kv.tiers.budget import Budget
 from semshare.kv.tiers.disk_files import TEMPORARY, blob_names, on_disk
 from semshare.kv.tiers.disk_index import IndexedDonor
-from semshare.kv.tiers.policies import PolicyName
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class DiskCatalog:
     rows and files are deleted.
     """
 
-    def __init__(self, budget_bytes: int, policy: PolicyName) -> None:
+    def __init__(self, budget_bytes: int, policy: EvictionName) -> None:
         self._lock = threading.Lock()
         self._budget = Budget("disk", budget_bytes, policy)
         self._donors: dict[str, IndexedDonor] = {}

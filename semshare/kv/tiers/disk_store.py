@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from semshare.config import EvictionName
 from semshare.kv.tiers.disk_catalog import DiskCatalog, Leftover, file_names
 from semshare.kv.tiers.disk_files import BlobFolder, FaultPoint, on_disk
 from semshare.kv.tiers.disk_index import DiskIndex, IndexedDonor, is_broken
-from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.store_lock import StoreLock
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class DiskStore:
         fingerprint: str,
         donor_bytes: int,
         quarantine_bytes: int,
-        policy: PolicyName,
+        policy: EvictionName,
         timeout_s: float,
         at: FaultPoint,
     ) -> None:

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from semshare.config import EvictionName
 from semshare.errors import NotStored
 from semshare.kv.tiers.budget import Budget
 from semshare.kv.tiers.counting import TIER_COUNTS, Counts
-from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, TierWatcher
 
 # Python's objects beside arrays, strings and blobs themselves, as tracemalloc saw them.
@@ -32,7 +32,7 @@ class HostTier:
 
     name = "host"
 
-    def __init__(self, budget_bytes: int, policy: PolicyName = "s3-fifo") -> None:
+    def __init__(self, budget_bytes: int, policy: EvictionName = "s3-fifo") -> None:
         self._budget = Budget(self.name, budget_bytes, policy)
         self._held: dict[str, _Held] = {}
         self._watchers: list[TierWatcher] = []

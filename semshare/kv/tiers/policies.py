@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
-PolicyName = Literal["lru", "s3-fifo"]
+from semshare.config import EvictionName
 
 
 class EvictionPolicy(Protocol):
@@ -147,7 +147,7 @@ class S3Fifo:
         return None
 
 
-POLICIES: Mapping[PolicyName, Callable[[int], EvictionPolicy]] = {
+POLICIES: Mapping[EvictionName, Callable[[int], EvictionPolicy]] = {
     "lru": lambda budget_bytes: Lru(),  # noqa: ARG005 - the order does not depend on it
     "s3-fifo": S3Fifo,
 }

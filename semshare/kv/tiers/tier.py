@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semshare.config import DonorFormat
 from semshare.types import Ids, Scores
 
-Coding = Literal["full", "int8"]
 Buffer = bytes | bytearray | memoryview
 
 
@@ -24,7 +24,7 @@ Buffer = bytes | bytearray | memoryview
 class StoredForm:
     """How a donor's KV is stored; `DonorRecord` says what each field is."""
 
-    coding: Coding
+    coding: DonorFormat
     head_bytes: int
     group_bytes: tuple[int, ...]
 
@@ -49,7 +49,7 @@ class DonorRecord:
     vector: NDArray[np.float32]
     embedder: str
     history: Scores
-    coding: Coding
+    coding: DonorFormat
     head_bytes: int
     group_bytes: tuple[int, ...]
     pinned: bool

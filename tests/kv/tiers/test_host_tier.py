@@ -14,9 +14,9 @@ from properties import examples
 from stored import make_record
 from tier_conformance import Vanishing
 
+from semshare.config import EvictionName
 from semshare.errors import NotStored, TierFull
 from semshare.kv.tiers.host import HostTier
-from semshare.kv.tiers.policies import PolicyName
 from semshare.kv.tiers.tier import ByteRange, Tier
 
 
@@ -127,7 +127,7 @@ actions = st.one_of(
 @given(budget=st.integers(0, 20_000), steps=st.lists(actions, max_size=40))
 @examples(150)
 def test_the_budget_holds_and_the_tier_has_what_was_not_evicted(
-    policy: PolicyName, budget: int, steps: list[tuple]
+    policy: EvictionName, budget: int, steps: list[tuple]
 ) -> None:
     tier = HostTier(budget, policy)
     expected: dict[str, list[bytes]] = {}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from properties import examples
 
 from semshare import SemShareError
+from semshare.config import EvictionName
 from semshare.errors import TierFull
 from semshare.kv.tiers.budget import Budget
-from semshare.kv.tiers.policies import PolicyName
 
 
 def s3_fifo(budget_bytes: int = 100) -> Budget:
@@ -109,7 +109,7 @@ def test_s3_fifo_a_scan_pushes_nothing_out_that_is_used_again() -> None:
 
 
 @pytest.mark.parametrize("policy", ["lru", "s3-fifo"])
-def test_nothing_is_evicted_for_a_donor_that_does_not_fit_anyway(policy: PolicyName) -> None:
+def test_nothing_is_evicted_for_a_donor_that_does_not_fit_anyway(policy: EvictionName) -> None:
     budget = Budget("disk", 100, policy)
     budget.admit("stays", 40, pinned=True)
     admit(budget, "abc")
@@ -121,7 +121,7 @@ def test_nothing_is_evicted_for_a_donor_that_does_not_fit_anyway(policy: PolicyN
 
 
 @pytest.mark.parametrize("policy", ["lru", "s3-fifo"])
-def test_a_donor_is_no_victim_of_its_own_new_size(policy: PolicyName) -> None:
+def test_a_donor_is_no_victim_of_its_own_new_size(policy: EvictionName) -> None:
     budget = Budget("test", 100, policy)
     admit(budget, "abc", 30)
     assert budget.admit("a", 50, pinned=False) == ["b"]
@@ -135,7 +135,7 @@ def test_a_donor_is_no_victim_of_its_own_new_size(policy: PolicyName) -> None:
 class Model:
     """Donors in lists, oldest first; slow and plain."""
 
-    def __init__(self, budget: int, policy: PolicyName) -> None:
+    def __init__(self, budget: int, policy: EvictionName) -> None:
         self.budget, self.policy = budget, policy
         self.sizes: dict[str, int] = {}
         self.pinned: set[str] = set()
@@ -218,7 +218,7 @@ actions = st.one_of(
 @given(budget_bytes=st.integers(1, 120), steps=st.lists(actions, max_size=60))
 @examples(300)
 def test_the_budget_does_as_the_model_does(
-    policy: PolicyName, budget_bytes: int, steps: list[tuple]
+    policy: EvictionName, budget_bytes: int, steps: list[tuple]
 ) -> None:
     budget, model = Budget("test", budget_bytes, policy), Model(budget_bytes, policy)
     for what, donor, *rest in steps:
