@@ -532,7 +532,7 @@ class SemShare:
 
         """
         storage = self._session.storage
-        return storage is None or storage.writer.jobs.flush(timeout_s)
+        return storage is None or storage.flush(timeout_s)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Let donors be written to the tiers for at most so long, and let go of these.

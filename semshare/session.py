@@ -147,7 +147,7 @@ class Session:
             open_tiers(self.model, self.config, config),
             load_timeout_s=config.load_timeout_s,
         )
-        storage.writer.restore()
+        storage.restore()
         return storage
 
     def new_scheduler(self, stages: Stages) -> Scheduler:
@@ -445,11 +445,9 @@ class Session:
 
         """
         with self.lock:
-            writer = None if self.storage is None else self.storage.writer
-            if writer is None or not writer.forget_evicted(namespace, donor_id):
-                self.library.remove(namespace, donor_id)
-        if writer is not None:
-            writer.wait_for_removal(donor_id)
+            self.library.remove(namespace, donor_id)
+        if self.storage is not None:
+            self.storage.wait_for_removal(donor_id)
 
     def close(self, timeout_s: float) -> None:
         """Write donors that are not in the tiers yet, as far as this time allows; close these."""
@@ -461,8 +459,6 @@ class Session:
         with self.lock:
             for name in [namespace] if namespace is not None else self.library.names:
                 self.library.clear(name)
-            if self.storage is not None:
-                self.storage.writer.forget_evicted(namespace)
             self.keeper.drop_all_pending(namespace)
             self.monitor.reset(namespace)
             for served in self._serving:

@@ -173,7 +173,7 @@ class DonorLibrary:
         now, added = self._now(), list[tuple[Donor, Vector]]()
         for record in records:
             if record.expires_at <= now:
-                self.watcher.found_expired(record.id)
+                self.watcher.gone(record.id, "expired")
                 continue
             if donor_id(record.namespace, record.ids) != record.id:
                 continue
@@ -381,7 +381,7 @@ class DonorLibrary:
         space.remove(donor)
         self.residency.left(space, donor)
         self._drop_if_empty(donor.namespace)
-        self.watcher.gone(donor, why)
+        self.watcher.gone(donor.id, why)
 
     def _unpublish(self, donor: Donor) -> None:
         if not donor.published:
@@ -400,7 +400,7 @@ class DonorLibrary:
             self.residency.cleared(donor)
         space.prefixes.clear()
         for donor in space.donors.values():
-            self.watcher.gone(donor, "forgotten")
+            self.watcher.gone(donor.id, "forgotten")
 
     def infos(self, namespace: str) -> list[DonorInfo]:
         """The donors of a namespace, oldest first."""

@@ -112,7 +112,6 @@ class Residency:
             raise AssertionError("what no tier has would be lost")
         self._leave_trees(space, donor)
         self._give_back(donor)
-        donor.slots = all_stored(len(donor.ids))
         self.below(space, [donor])
         if donor.published:
             self.below(self._published, [donor])
@@ -168,6 +167,7 @@ class Residency:
     def _give_back(self, donor: Donor) -> None:
         self._pool.release(donor.pages)
         donor.pages = np.empty(0, np.int64)
+        donor.slots = all_stored(len(donor.ids))  # of what is others' by now nothing is read
         self._no_longer_holds(donor)
 
     def _no_longer_holds(self, donor: Donor) -> None:

@@ -23,11 +23,8 @@ class DonorWatcher(Protocol):
     def used(self, donor: Donor) -> None:
         """A donor was of use to a request."""
 
-    def gone(self, donor: Donor, why: Gone) -> None:
-        """A donor is found no longer."""
-
-    def found_expired(self, donor_id: str) -> None:
-        """A tier has a donor whose time was over before anybody looked."""
+    def gone(self, donor_id: str, why: Gone) -> None:
+        """A donor is found no longer, or had expired before anybody found it."""
 
 
 class Nobody:
@@ -42,8 +39,5 @@ class Nobody:
     def used(self, donor: Donor) -> None:
         """See `DonorWatcher`."""
 
-    def gone(self, donor: Donor, why: Gone) -> None:
-        """See `DonorWatcher`."""
-
-    def found_expired(self, donor_id: str) -> None:
+    def gone(self, donor_id: str, why: Gone) -> None:
         """See `DonorWatcher`."""

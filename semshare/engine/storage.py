@@ -36,6 +36,7 @@ from semshare.kv.tiers.tier import Tier
 from semshare.types import STORED, ReusePlan, Slots, StorageUse, TierUse
 
 _READERS = 2  # threads: one waits for bytes while the other checks and decodes
+REMOVAL_TIMEOUT_S = 5.0  # that whoever forgets a donor waits for its tiers
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 1.0, 30.0  # without loads, after one that took too long
 
 
@@ -128,9 +129,21 @@ class DonorStorage:
             dict(sum((part.copy() for part in parts), demoted)),
         )
 
+    def restore(self) -> None:
+        """Let all donors of the tiers be found, without their KV."""
+        self.writer.restore()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until each job behind requests was tried at least once; whether it came to that."""
+        return self.writer.jobs.flush(timeout_s)
+
+    def wait_for_removal(self, donor_id: str) -> None:
+        """Wait until the tiers that answer have dropped a donor, a few seconds at most."""
+        self.writer.jobs.wait_for(("remove", donor_id), REMOVAL_TIMEOUT_S)
+
     def close(self, timeout_s: float) -> None:
         """Write what waits, as far as it can be done in this time, and let go of all tiers."""
-        self.writer.close(timeout_s)
+        self.writer.jobs.close(timeout_s)
         self._readers.close()
         self.stack.close()
 

@@ -80,11 +80,6 @@ class Jobs:
                 lambda: name not in self._queue and name != self._current, timeout_s
             )
 
-    def until_busy(self, timeout_s: float) -> bool:
-        """Wait until a job is being done; whether it came to that."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._busy, timeout_s)
-
     def flush(self, timeout_s: float) -> bool:
         """Wait until each job that is there now was tried at least once; whether it came to that.
 
@@ -130,7 +125,6 @@ class Jobs:
                     continue
                 name, perform = self._queue.popitem(last=False)
                 self._busy, self._current = True, name
-                self._changed.notify_all()
             try:
                 done = perform()
             except Exception as error:  # the next job must not suffer from it

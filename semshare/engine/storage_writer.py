@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from semshare.donors.watcher import Gone
 from semshare.engine.fair_lock import FairLock
 from semshare.engine.storage_jobs import Jobs
 from semshare.errors import NotStored
+from semshare.kv.arrival import Departure
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
 from semshare.kv.tiers.blob import encode_donor
@@ -25,7 +25,6 @@ from semshare.kv.tiers.tier import Buffer, DonorRecord, StoredForm, Tier
 from semshare.types import Slots
 
 _REMEMBERED_LOADS = 4096
-REMOVAL_TIMEOUT_S = 5.0  # that whoever forgets a donor waits for its tiers
 
 
 class StorageWriter:
@@ -54,8 +53,6 @@ class StorageWriter:
         self._lock = lock
         self._stack = stack
         self._loaded: dict[str, None] = {}  # donors that were loaded lately, the latest last
-        self._writing: Donor | None = None
-        self._evicted_meanwhile = False
         library.watcher = self
 
     def restore(self) -> int:
@@ -72,16 +69,10 @@ class StorageWriter:
             tier.watch(self)
         return restored
 
-    def close(self, timeout_s: float) -> None:
-        """Do what waits, as far as it can be done in this time."""
-        self.jobs.close(timeout_s)
-
     # ------------------------------------- told by the library, with the lock held
 
     def kept(self, donor: Donor, vector: Vector) -> None:
         """See `DonorWatcher`."""
-        if self._writing is not None and self._writing.id == donor.id:
-            self._evicted_meanwhile = False  # it is back, and will be put by itself
         tiers = list(self._stack.tiers)
         self.jobs.add(("put", donor.id), lambda: self._put(donor, vector, tiers))
 
@@ -94,45 +85,14 @@ class StorageWriter:
         if donor.stored is not None:
             self.jobs.add(("used", donor.id), lambda: self._used(donor.id))
 
-    def gone(self, donor: Donor, why: Gone) -> None:
+    def gone(self, donor_id: str, why: Gone) -> None:
         """See `DonorWatcher`."""
-        self._loaded.pop(donor.id, None)
-        is_being_written = self._writing is not None and self._writing.id == donor.id
-        if why in ("forgotten", "expired"):
-            self._evicted_meanwhile &= not is_being_written
-            self._remove_later(donor.id)
-        else:  # what nobody wanted gone stays where it is, or where another process puts it
-            self._evicted_meanwhile |= is_being_written
-
-    def found_expired(self, donor_id: str) -> None:
-        """See `DonorWatcher`."""
-        self._remove_later(donor_id)
-
-    def forget_evicted(self, namespace: str | None, donor_id: str | None = None) -> bool:
-        """Let a donor not come back that was evicted while it is being written.
-
-        Args:
-            namespace: that forgets it; None: all do.
-            donor_id: which one; None: whichever.
-
-        Returns:
-            Whether there was one.
-
-        """
-        one = self._writing
-        if one is None or not self._evicted_meanwhile:
-            return False
-        if namespace not in (None, one.namespace) or donor_id not in (None, one.id):
-            return False
-        self.gone(one, "forgotten")
-        return True
+        self._loaded.pop(donor_id, None)
+        if why in ("forgotten", "expired"):  # others stay where they are, or where others put them
+            self._remove_later(donor_id)
 
     def _remove_later(self, donor_id: str) -> None:
         self.jobs.add(("remove", donor_id), lambda: self._remove(donor_id), urgent=True)
-
-    def wait_for_removal(self, donor_id: str) -> None:
-        """Wait until the tiers that answer have dropped a donor, a few seconds at most."""
-        self.jobs.wait_for(("remove", donor_id), REMOVAL_TIMEOUT_S)
 
     # ------------------------------------------------------- told by loads and tiers
 
@@ -168,44 +128,44 @@ class StorageWriter:
     def _put(self, donor: Donor, vector: Vector, tiers: list[Tier]) -> bool:
         """Write a donor into tiers; those that don't answer stay in `tiers`, for the next time."""
         with self._lock:
-            if self._library.find_by_id(donor.id) is not donor:
+            if not self._is_known(donor):
                 self.counters["too_late"] += 1  # it had to go before its turn came
                 return True
-            published = donor.published
-            self._writing, self._evicted_meanwhile = donor, False
+            lent = self._lent(donor)
         try:
-            form, blobs = self._from_pool(donor) or self._from_tiers(donor)
+            form, blobs = self._from_tiers(donor) if lent is None else self._encoded(donor, lent)
+            donor.stored = form
             record = self._record(donor, vector, form)
             tiers[:] = self._stack.each(lambda tier: tier.put(record, blobs), tiers)
-            is_stored = bool(self._stack.holders(donor.id))
-            with self._lock:
-                known = self._library.find_by_id(donor.id)
-                if is_stored and known is donor:
-                    donor.stored = form
-                elif is_stored and known is None and self._evicted_meanwhile:
-                    said = replace(
-                        record,
-                        pinned=donor.pinned,
-                        expires_at=donor.expires_at,
-                        published=published,
-                    )
-                    for back in self._library.add_stored([said]):
-                        self.changed(back)
         finally:
-            with self._lock:
-                self._writing = None
-        self.counters["donors_written"] += is_stored
+            if self._stack.holders(donor.id):
+                self.counters["donors_written"] += 1
+            else:
+                with self._lock:
+                    self._library.no_longer_stored(donor.id)
         return not tiers
 
-    def _from_pool(self, donor: Donor) -> tuple[StoredForm, Sequence[Buffer]] | None:
-        """A donor's blobs, made of its KV in the pool, if all of it is there."""
+    def _is_known(self, donor: Donor) -> bool:
+        """Whether it is this one that requests find, not another of the same prompt."""
         with self._lock:
-            if not donor.is_whole or self._pool.arriving(donor.slots):
-                return None
-            slots, lent = donor.slots, self._pool.lend(donor.pages.copy())
+            return self._library.find_by_id(donor.id) is donor
+
+    def _lent(self, donor: Donor) -> Departure | None:
+        """A donor's pages, kept until it is encoded; None if not all of it is in the pool.
+
+        If it has to leave the pool from now on it is not lost. The caller holds the lock.
+        """
+        if not donor.is_whole or self._pool.arriving(donor.slots):
+            return None
+        # Its sizes are known once it is encoded.
+        donor.stored = donor.stored or StoredForm(self._stack.format.coding, 0, ())
+        return self._pool.lend(donor.pages.copy(), donor.slots)
+
+    def _encoded(self, donor: Donor, lent: Departure) -> tuple[StoredForm, Sequence[Buffer]]:
+        """A donor's blobs, made of its KV in the pool."""
         try:
             kv_format = self._stack.format
-            made = encode_donor(kv_format, donor.ids, lambda layer: self._kv(layer, slots))
+            made = encode_donor(kv_format, donor.ids, lambda layer: self._kv(layer, lent.slots))
         finally:
             lent.over()
             with self._lock:
@@ -237,10 +197,8 @@ class StorageWriter:
         return True
 
     def _update(self, donor: Donor) -> bool:
-        with self._lock:
-            is_known = self._library.find_by_id(donor.id) is donor
         form = donor.stored
-        if form is None or not is_known:
+        if form is None or not self._is_known(donor):
             return True  # what is put later says it
         record = self._record(donor, self._library.vectors.of(donor.ids), form)
         return not self._stack.each(lambda tier: tier.update(record))

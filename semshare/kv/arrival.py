@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from semshare.errors import StorageError, TierUnavailable
-from semshare.types import Pages
+from semshare.types import Pages, Slots
 
 _WRITE_S = 5.0  # for a copy in memory that has begun
 _ENCODE_S = 10.0  # for a donor to be made into blobs
@@ -169,11 +169,13 @@ class Departure:
 
     Args:
         pages: of the pool.
+        slots: on them, whose KV is read.
 
     """
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: Pages, slots: Slots) -> None:
         self.pages = pages
+        self.slots = slots
         self._over = threading.Event()
 
     def over(self) -> None:

@@ -178,13 +178,13 @@ class KVPool:
             self.departures.remove(departure)
             self.release(departure.pages)
 
-    def lend(self, pages: Pages) -> Departure:
+    def lend(self, pages: Pages, slots: Slots) -> Departure:
         """Keep pages, all of which must be in use, for a thread that reads them without the lock.
 
         Nobody writes to them before that thread says that it is over.
         """
         self.share(pages)
-        departure = Departure(pages)
+        departure = Departure(pages, slots)
         self.departures.append(departure)
         return departure
 

@@ -50,6 +50,7 @@ class Moody(HostTier):
         self.down = False
         self.held = threading.Event()
         self.held.set()
+        self.asked = threading.Event()  # somebody waits, or has waited
         self.damage: Callable[[Buffer], Buffer] = lambda part: part
         self.bytes_read = 0
         self.quarantined: list[str] = []
@@ -83,12 +84,14 @@ class Moody(HostTier):
     def stuck(self) -> Iterator[None]:
         """Whoever asks meanwhile waits."""
         self.held.clear()
+        self.asked.clear()
         try:
             yield
         finally:
             self.held.set()
 
     def _answer(self) -> None:
+        self.asked.set()
         assert self.held.wait(30)
         if self.down:
             raise TierUnavailable("the tier is down: wait until it is up")

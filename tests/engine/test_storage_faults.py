@@ -34,10 +34,6 @@ def engine(tier: Moody) -> Iterator[SemShare]:
         yield made
 
 
-def begin_to_write(engine: SemShare) -> None:
-    assert engine.session.storage.writer.jobs.until_busy(30)
-
-
 def evict(engine: SemShare, donor_id: str) -> None:
     with engine.session.lock:
         engine.library._let_go(engine.library.get("default", donor_id))
@@ -141,7 +137,7 @@ def test_a_donor_that_is_remembered_again_before_its_turn_is_written(
 ) -> None:
     with tier.stuck():
         engine.remember(OTHER)
-        begin_to_write(engine)
+        assert tier.asked.wait(30)
         donor = engine.remember(DONOR)
         forget_now(engine, donor.id)
         engine.remember(DONOR)
@@ -157,7 +153,7 @@ def test_who_is_remembered_again_is_not_what_it_was(tier: Moody) -> None:
         assert before.flush(30)
         with tier.stuck():
             before.remember(OTHER)
-            begin_to_write(before)
+            assert tier.asked.wait(30)
             forget_now(before, donor.id)
             before.remember(DONOR)
             threading.Timer(0.2, tier.held.set).start()
@@ -189,7 +185,7 @@ def test_a_pin_is_kept_though_an_older_self_is_written_meanwhile(
 ) -> None:
     with tier.stuck():
         donor = engine.remember(DONOR)
-        begin_to_write(engine)
+        assert tier.asked.wait(30)
         evict(engine, donor.id)
         engine.remember(DONOR, pinned=True)
     assert engine.flush(30)
@@ -207,7 +203,7 @@ def test_what_is_evicted_while_it_is_written_can_be_forgotten(
 ) -> None:
     with tier.stuck():
         donor = engine.remember(DONOR)
-        begin_to_write(engine)
+        assert tier.asked.wait(30)
         evict(engine, donor.id)
         if again:
             engine.remember(DONOR)

@@ -348,7 +348,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("storage._FIRST_PAUSE_S", 0.01),
         ("storage._LAST_PAUSE_S", 0.02),
         ("storage_jobs.FIRST_RETRY_S", 0.01),
-        ("storage_writer.REMOVAL_TIMEOUT_S", 0.05),
+        ("storage.REMOVAL_TIMEOUT_S", 0.05),
     ):
         monkeypatch.setattr(f"semshare.engine.{path}", seconds)
     with ExitStack() as patches:
