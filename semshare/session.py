@@ -242,7 +242,8 @@ class Session:
                 for request, watch in requests:
                     namespace = request.namespace
                     plan = self.plan_with_stored(request.ids, request.policy, namespace, watch)
-                    coming.append((watch, storage.begin_loading(plan, namespace)))
+                    arrivals = storage.begin_loading(plan, namespace, within_s=request.spare_s)
+                    coming.append((watch, arrivals))
                 others = len(requests) > 1 or bool(self.scheduler.active)
             for watch, arrivals in coming:
                 with watch.measure("fetch"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +38,11 @@ class Request:
     def room(self) -> int:
         """Slots that the prompt's own sequence has for an answer; several have their own."""
         return self.max_tokens if self.n == 1 else 0
+
+    @property
+    def spare_s(self) -> float:
+        """Seconds that may go by before anything is computed: half of what is left."""
+        return math.inf if self.deadline is None else (self.deadline - time.monotonic()) / 2
 
     @property
     def between_chunks(self) -> Callable[[], None] | None:

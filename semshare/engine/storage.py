@@ -8,6 +8,7 @@ engine's lock held, since a disk or a server may take its time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from semshare.errors import NotStored, PoolExhausted, StorageError, TierUnavaila
 from semshare.kv.arrival import Arrival, TooLate
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
+from semshare.kv.tiers.breaker import Breaker
 from semshare.kv.tiers.stack import TierStack
 from semshare.kv.tiers.tier import Tier
 from semshare.types import STORED, ReusePlan, Slots, StorageUse, TierUse
@@ -70,12 +72,22 @@ class DonorStorage:
         self._load_timeout_s = load_timeout_s
         self._readers = DaemonThreads(_READERS, "semshare-load")
         self._idle = Condition()
-        self._quiet_until, self._pause_s = 0.0, _FIRST_PAUSE_S
+        # No loads for a while after one that took too long.
+        self._breaker = Breaker(
+            failures=1, first_s=_FIRST_PAUSE_S, longest_s=_LAST_PAUSE_S, clock=time.monotonic
+        )
 
-    def begin_loading(self, plan: ReusePlan, namespace: str) -> list[Arrival]:
+    def begin_loading(
+        self, plan: ReusePlan, namespace: str, *, within_s: float = math.inf
+    ) -> list[Arrival]:
         """Let what a plan reuses come into the pool; what can't come is computed.
 
         The caller holds the lock.
+
+        Args:
+            plan: made with what is stored.
+            namespace: of the request.
+            within_s: seconds after which nobody waits any longer; `load_timeout_s` at most.
 
         Returns:
             All that the plan's tokens are still waiting for, other requests' loads among it.
@@ -84,7 +96,7 @@ class DonorStorage:
         self._pool.settle()
         stored = plan.slots == STORED
         arrivals = self._pool.arriving(plan.slots[plan.slots >= 0])
-        if not stored.any() or time.monotonic() < self._quiet_until:
+        if not stored.any() or self._breaker.seconds_to_wait():
             return arrivals
         self._library.touch(namespace, plan.donors)  # so that none makes room for another
         for index in np.unique(plan.donor[stored]).tolist():
@@ -94,7 +106,7 @@ class DonorStorage:
             positions = plan.position[stored & (plan.donor == index)]
             chunks = np.unique(positions // self.stack.format.chunk_tokens).tolist()
             try:
-                arrivals.append(self._begin(donor, chunks))
+                arrivals.append(self._begin(donor, chunks, min(within_s, self._load_timeout_s)))
             except PoolExhausted:
                 self.counters["loads_without_room"] += 1
         return arrivals
@@ -147,7 +159,7 @@ class DonorStorage:
         self._readers.close()
         self.stack.close()
 
-    def _begin(self, donor: Donor, chunks: list[int]) -> Arrival:
+    def _begin(self, donor: Donor, chunks: list[int], within_s: float) -> Arrival:
         """Take pages for chunks of a donor, and let threads fill them.
 
         From now on the donor has these tokens in the pool.
@@ -168,7 +180,7 @@ class DonorStorage:
         arrival = Arrival(
             pages,
             self.stack.format.n_groups,
-            self._load_timeout_s,
+            within_s,
             undo=lambda: self._library.not_loaded(donor, pages),
             on_failed=lambda error: self._failed(donor, reads, error),
             on_over=lambda: self._over(donor, tokens, arrival),
@@ -208,16 +220,15 @@ class DonorStorage:
         self.counters[f"loads_failed:{type(error).__name__}"] += 1
         for read in reads:
             read.cancel()
-        if isinstance(error, TooLate):
-            self._quiet_until = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
+        if isinstance(error, TooLate) and error.waited_s >= self._load_timeout_s:
+            self._breaker.failed()  # a request in a hurry says little about the tier
         if isinstance(error, NotStored):
             self.writer.check(donor.id)
         self.writer.jobs.add("settle", self._settle)
 
     def _over(self, donor: Donor, tokens: int, arrival: Arrival) -> None:
         if not arrival.has_failed:
-            self._pause_s = _FIRST_PAUSE_S
+            self._breaker.worked()
             self.counters["loads"] += 1
             self.counters["loaded_tokens"] += tokens
             self.writer.loaded(donor)

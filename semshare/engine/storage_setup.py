@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ _CHUNK_TOKENS = 64  # or a page of the pool, where that is larger
 
 
 def open_tiers(model: ModelAdapter, config: EngineConfig, storage: StorageConfig) -> TierStack:
-    """All tiers, the fastest first.
+    """All tiers, the fastest first; if one can't be opened none stays open.
 
     Raises:
         StoreLocked: another process works in the folder.
@@ -31,13 +32,16 @@ def open_tiers(model: ModelAdapter, config: EngineConfig, storage: StorageConfig
     kv_format = blob_format(model, config, storage)
     key = store_key(kv_format)
     tiers: list[Tier] = []
-    if storage.host_bytes:
-        tiers.append(HostTier(storage.host_bytes, storage.eviction))
-    if storage.disk_path is not None:
-        folder = Path(storage.disk_path)
-        tiers.append(DiskTier(folder, key, storage.disk_bytes, storage.eviction))
-    if storage.redis_url is not None:
-        tiers.append(_redis_tier(storage.redis_url, key, storage.redis_bytes))
+    with ExitStack() as opened:
+        if storage.host_bytes:
+            tiers.append(HostTier(storage.host_bytes, storage.eviction))
+        if storage.disk_path is not None:
+            folder = Path(storage.disk_path)
+            tiers.append(DiskTier(folder, key, storage.disk_bytes, storage.eviction))
+            opened.callback(tiers[-1].close)
+        if storage.redis_url is not None:
+            tiers.append(_redis_tier(storage.redis_url, key, storage.redis_bytes))
+        opened.pop_all()
     return TierStack(tiers, kv_format)
 
 

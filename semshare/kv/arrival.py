@@ -17,7 +17,14 @@ _ENCODE_S = 10.0  # for a donor to be made into blobs
 
 
 class TooLate(TierUnavailable):
-    """KV did not come within the time that is given to it."""
+    """KV did not come within the time that was given to it, `waited_s` seconds."""
+
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(
+            f"a donor's KV did not come within {waited_s:.3g} s: it is computed; see whether the "
+            "tier is slow, or allow more (load_timeout_s)"
+        )
+        self.waited_s = waited_s
 
 
 class Arrival:
@@ -49,6 +56,7 @@ class Arrival:
         self.pages = pages
         self._parts_left = parts
         self._writing = 0  # parts that are being copied into the pages
+        self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._undo: Callable[[], None] | None = undo
         self._on_failed = on_failed
@@ -135,7 +143,7 @@ class Arrival:
         with self._changed:
             if self._changed.wait_for(self._is_over, self._time_left):
                 return True
-        self.fail(TooLate("a donor's KV did not come in time: it is computed"))
+        self.fail(TooLate(self._timeout_s))
         with self._changed:
             return self._changed.wait_for(self._is_over, _WRITE_S)
 
@@ -159,7 +167,7 @@ class Arrival:
                 lambda: self._error is not None or self._layers >= layers, self._time_left
             )
         if not in_time:
-            self.fail(TooLate("a donor's KV did not come in time: it is computed"))
+            self.fail(TooLate(self._timeout_s))
         if self._error is not None:
             raise self._error
 

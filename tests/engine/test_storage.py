@@ -269,6 +269,17 @@ def test_a_slow_tier_is_waited_for_no_longer_than_is_set(tier: Moody) -> None:
         assert_consistent(engine)
 
 
+def test_a_request_in_a_hurry_waits_for_half_of_its_time(engine: SemShare, tier: Moody) -> None:
+    engine.remember(DONOR)
+    push_out(engine)
+    with tier.stuck():  # a load may take two seconds, the request less than one
+        answer = engine.generate(MOVED, max_tokens=1, policy=SPAN, deadline_s=0.8)
+        assert (answer.provenance.reused, len(answer.token_ids)) == (0, 1)
+    settle(engine)
+    again = engine.generate(moved(2), max_tokens=1, policy=SPAN)  # that said little about the tier
+    assert again.provenance.counts["span"] > 300
+
+
 def test_a_donor_that_is_evicted_while_it_is_written_is_not_lost(
     engine: SemShare, tier: Moody
 ) -> None:

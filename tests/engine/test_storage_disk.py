@@ -75,6 +75,9 @@ def test_one_process_a_folder(tmp_path: Path) -> None:
     with on_disk(tmp_path), pytest.raises(StoreLocked, match=str(os.getpid())):
         on_disk(tmp_path)
     on_disk(tmp_path).close()
+    with pytest.raises(InvalidRequest):  # the folder is let go of where another tier fails
+        storing_engine(storage=StorageConfig(disk_path=str(tmp_path), redis_url="nonsense"))
+    on_disk(tmp_path).close()
 
 
 def test_what_expired_while_no_process_lived_leaves_the_disk(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_whoever_needs_the_pages_waits_no_longer_than_readers_do() -> None:
 
 
 def test_pages_that_are_read_without_the_lock_are_waited_for() -> None:
-    departure = Departure(np.arange(3))
+    departure = Departure(np.arange(3), np.arange(48))
     assert not departure.settle()
     threading.Timer(0.05, departure.over).start()
     assert departure.wait_until_over()
