@@ -226,7 +226,7 @@ class DonorLibrary:
 
     def not_loaded(self, donor: Donor, pages: Pages) -> None:
         """A donor's KV has not come into `pages`: they go back; so does it if no tier has it."""
-        self.residency.lost(donor, pages)
+        self.residency.give_up(donor, pages)
         if self.find_by_id(donor.id) is donor and donor.stored is None and not donor.is_whole:
             self._remove(donor, "lost")
 

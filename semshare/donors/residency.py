@@ -2,7 +2,7 @@
 
 A donor enters the pool with all of its KV, and a path in the prefix tree unless it is compressed.
 Once a tier below the pool has it too, it may leave (`demote`) and be found as before; its tokens
-come back a page at a time, as requests want them (`loaded`). Without a path, its exact prefix is
+come back a page at a time, as requests want them (`expect`). Without a path, its exact prefix is
 found among `stored_prefixes`.
 """
 
@@ -72,8 +72,8 @@ class Residency:
         ]
         space.stored_prefixes.add_many(exact)
 
-    def loaded(self, donor: Donor, numbers: NDArray[np.int64], pages: Pages) -> None:
-        """Some of a donor's tokens have come into the pool.
+    def expect(self, donor: Donor, numbers: NDArray[np.int64], pages: Pages) -> None:
+        """Some of a donor's tokens come into the pool; plans may name their slots from now on.
 
         Args:
             donor: below the pool, at least in part.
@@ -94,8 +94,8 @@ class Residency:
         self._holders[donor.id] = donor
         self._returned.add(donor.id)
 
-    def lost(self, donor: Donor, pages: Pages) -> None:
-        """Undo `loaded`, as far as the donor still holds these pages: the KV has not come."""
+    def give_up(self, donor: Donor, pages: Pages) -> None:
+        """Undo `expect`, as far as the donor still holds these pages: the KV has not come."""
         pages = np.intersect1d(pages, donor.pages)
         slots = donor.slots.copy()
         slots[np.isin(slots // self._pool.page_size, pages)] = STORED

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -64,7 +63,6 @@ class DonorStorage:
         load_timeout_s: float,
     ) -> None:
         self.stack = stack
-        self.counters: Counter[str] = Counter()
         self.writer = StorageWriter(library, pool, compressed, lock, stack)
         self._library = library
         self._pool = pool
@@ -104,11 +102,11 @@ class DonorStorage:
             if donor is None:
                 continue
             positions = plan.position[stored & (plan.donor == index)]
-            chunks = np.unique(positions // self.stack.format.chunk_tokens).tolist()
+            chunks = self.stack.format.chunks_for(positions)
             try:
                 arrivals.append(self._begin(donor, chunks, min(within_s, self._load_timeout_s)))
             except PoolExhausted:
-                self.counters["loads_without_room"] += 1
+                self.stack.counts.add("loads_without_room")
         return arrivals
 
     def wait(self, arrivals: Sequence[Arrival], *, whole: bool) -> None:
@@ -133,12 +131,10 @@ class DonorStorage:
     @property
     def use(self) -> StorageUse:
         """What lies in the tiers, and what has happened to it since the start."""
-        parts = (self.counters, self.writer.counters, self.stack.counters)
-        demoted = Counter({"donors_demoted": self._library.demoted_donors})
         return StorageUse(
             tuple(map(_use_of, self.stack.tiers)),
             self.writer.jobs.depth,
-            dict(sum((part.copy() for part in parts), demoted)),
+            self.stack.counts.read() | {"donors_demoted": self._library.demoted_donors},
         )
 
     def restore(self) -> None:
@@ -185,7 +181,7 @@ class DonorStorage:
             on_failed=lambda error: self._failed(donor, reads, error),
             on_over=lambda: self._over(donor, tokens, arrival),
         )
-        self._library.residency.loaded(donor, numbers, pages)
+        self._library.residency.expect(donor, numbers, pages)
         self._pool.arrivals.append(arrival)
         slots = self._pool.slots_of(pages)[:tokens]
         for group in range(self.stack.format.n_groups):
@@ -217,7 +213,7 @@ class DonorStorage:
     # Both may be called in any thread, so they leave what needs the lock to a job.
 
     def _failed(self, donor: Donor, reads: Sequence[Future[None]], error: StorageError) -> None:
-        self.counters[f"loads_failed:{type(error).__name__}"] += 1
+        self.stack.counts.add(f"loads_failed:{type(error).__name__}")
         for read in reads:
             read.cancel()
         if isinstance(error, TooLate) and error.waited_s >= self._load_timeout_s:
@@ -229,8 +225,8 @@ class DonorStorage:
     def _over(self, donor: Donor, tokens: int, arrival: Arrival) -> None:
         if not arrival.has_failed:
             self._breaker.worked()
-            self.counters["loads"] += 1
-            self.counters["loaded_tokens"] += tokens
+            self.stack.counts.add("loads")
+            self.stack.counts.add("loaded_tokens", tokens)
             self.writer.loaded(donor)
         self.writer.jobs.add("settle", self._settle)
 

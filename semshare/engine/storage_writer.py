@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +44,6 @@ class StorageWriter:
         lock: FairLock,
         stack: TierStack,
     ) -> None:
-        self.counters: Counter[str] = Counter()
         self.jobs = Jobs()
         self._library = library
         self._pool = pool
@@ -129,7 +127,7 @@ class StorageWriter:
         """Write a donor into tiers; those that don't answer stay in `tiers`, for the next time."""
         with self._lock:
             if not self._is_known(donor):
-                self.counters["too_late"] += 1  # it had to go before its turn came
+                self._stack.counts.add("too_late")  # it had to go before its turn came
                 return True
             lent = self._lent(donor)
         try:
@@ -139,7 +137,7 @@ class StorageWriter:
             tiers[:] = self._stack.each(lambda tier: tier.put(record, blobs), tiers)
         finally:
             if self._stack.holders(donor.id):
-                self.counters["donors_written"] += 1
+                self._stack.counts.add("donors_written")
             else:
                 with self._lock:
                     self._library.no_longer_stored(donor.id)
@@ -193,7 +191,7 @@ class StorageWriter:
         form, blobs = self._from_tiers(donor)
         record = self._record(donor, self._library.vectors.of(donor.ids), form)
         self._stack.each(lambda tier: tier.put(record, blobs), above)
-        self.counters["donors_promoted"] += 1
+        self._stack.counts.add("donors_promoted")
         return True
 
     def _update(self, donor: Donor) -> bool:

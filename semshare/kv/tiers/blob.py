@@ -92,18 +92,6 @@ class BlobHead:
     checksums: Checksums  # [chunks] of each chunk as stored
     ends: Offsets  # [chunks] where each ends, from the head's end
 
-    def chunks_for(self, positions: NDArray[np.integer]) -> list[int]:
-        """The chunks that hold the tokens at these positions."""
-        chunks: list[int] = np.unique(positions // self.layout.format.chunk_tokens).tolist()
-        return chunks
-
-    def rows_of(self, chunks: Sequence[int], positions: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Where tokens stand in what `decode` gives for `chunks`, all of which must be in them."""
-        tokens = self.layout.format.chunk_tokens
-        # Every chunk but the donor's last is full, and that one can only be the last here.
-        rows: NDArray[np.int64] = np.searchsorted(np.asarray(chunks), positions // tokens) * tokens
-        return rows + positions % tokens
-
     def ranges(self, chunks: Sequence[int]) -> list[ByteRange]:
         """The bytes of the blob to read for these chunks; neighbours are read as one."""
         return [ByteRange(self._start(run[0]), self._start(run[-1] + 1)) for run in _runs(chunks)]

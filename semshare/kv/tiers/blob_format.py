@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from semshare.config import Compression, DonorFormat
 from semshare.kv.codec import Int8Codec
@@ -46,6 +48,11 @@ class BlobFormat:
         """The layers in a group."""
         first = group * self.layers_per_group
         return range(first, min(first + self.layers_per_group, self.n_layers))
+
+    def chunks_for(self, positions: NDArray[np.integer]) -> list[int]:
+        """The chunks that hold the tokens at these positions, ascending."""
+        chunks: list[int] = np.unique(positions // self.chunk_tokens).tolist()
+        return chunks
 
     @property
     def torch_dtype(self) -> torch.dtype:

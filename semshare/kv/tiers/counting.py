@@ -12,21 +12,21 @@ TIER_COUNTS = (
 
 
 class Counts:
-    """Named counters, all of them there from the start.
+    """Named counters.
 
     Args:
-        names: the counters, which begin at 0.
+        names: those that are told before anything was counted, as 0.
 
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(names, 0)
 
     def add(self, name: str, n: int = 1) -> None:
         """Count `n` more."""
         with self._lock:
-            self._counts[name] += n
+            self._counts[name] = self._counts.get(name, 0) + n
 
     def read(self) -> dict[str, int]:
         """All of them, as they stand now."""

@@ -6,7 +6,6 @@ by whoever asked for it, and counters tell.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,6 +21,7 @@ from semshare.errors import (
 from semshare.kv.tiers.blob import read_head
 from semshare.kv.tiers.blob_format import BlobFormat
 from semshare.kv.tiers.blob_head import BlobLayout
+from semshare.kv.tiers.counting import Counts
 from semshare.kv.tiers.tier import Buffer, ByteRange, DonorRecord, StoredForm, Tier
 from semshare.types import Ids
 
@@ -40,7 +40,7 @@ class TierStack:
     def __init__(self, tiers: Sequence[Tier], blob_format: BlobFormat) -> None:
         self.tiers = tuple(tiers)
         self.format = blob_format
-        self.counters: Counter[str] = Counter()
+        self.counts = Counts()  # by event, or by event and tier
 
     def each(self, do: Callable[[Tier], None], among: Sequence[Tier] | None = None) -> list[Tier]:
         """Do something in some tiers, all by default; returns those to try again later.
@@ -52,9 +52,9 @@ class TierStack:
             try:
                 do(tier)
             except TierFull:
-                self.counters[f"full:{tier.name}"] += 1
+                self.counts.add(f"full:{tier.name}")
             except TierUnavailable:
-                self.counters[f"unavailable:{tier.name}"] += 1
+                self.counts.add(f"unavailable:{tier.name}")
                 missed.append(tier)
         return missed
 
@@ -82,14 +82,14 @@ class TierStack:
             except NotStored:
                 continue
             except TierUnavailable as error:
-                self.counters[f"unavailable:{tier.name}"] += 1
+                self.counts.add(f"unavailable:{tier.name}")
                 unanswered = error
             except StorageError as error:  # corrupt, or foreign in a place of ours
-                self.counters[f"quarantined:{tier.name}"] += 1
+                self.counts.add(f"quarantined:{tier.name}")
                 with self._bearing_with(tier):
                     tier.quarantine(donor, str(error))
             else:
-                self.counters[f"chunks_read:{tier.name}"] += len(chunks)
+                self.counts.add(f"chunks_read:{tier.name}", len(chunks))
                 return found
         if unanswered is not None:
             raise unanswered
@@ -145,4 +145,4 @@ class TierStack:
         try:
             yield
         except StorageError:
-            self.counters[f"unavailable:{tier.name}"] += 1
+            self.counts.add(f"unavailable:{tier.name}")
