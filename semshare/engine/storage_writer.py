@@ -14,7 +14,7 @@ from semshare.donors.records import record_of
 from semshare.donors.watcher import Gone
 from semshare.engine.fair_lock import FairLock
 from semshare.engine.storage_jobs import Jobs
-from semshare.errors import NotStored
+from semshare.errors import NotStored, TierUnavailable
 from semshare.kv.arrival import Departure
 from semshare.kv.compressed import CompressedView
 from semshare.kv.pool import KVPool
@@ -135,8 +135,11 @@ class StorageWriter:
             donor.stored = form
             record = self._record(donor, vector, form)
             tiers[:] = self._stack.each(lambda tier: tier.put(record, blobs), tiers)
+        except TierUnavailable:
+            return False  # the tier that it was to be copied from
         finally:
-            if self._stack.holders(donor.id):
+            is_encoded = donor.stored is not None and bool(donor.stored.group_bytes)
+            if is_encoded and self._stack.holders(donor.id):
                 self._stack.counts.add("donors_written")
             else:
                 with self._lock:
@@ -196,7 +199,7 @@ class StorageWriter:
 
     def _update(self, donor: Donor) -> bool:
         form = donor.stored
-        if form is None or not self._is_known(donor):
+        if form is None or not form.group_bytes or not self._is_known(donor):
             return True  # what is put later says it
         record = self._record(donor, self._library.vectors.of(donor.ids), form)
         return not self._stack.each(lambda tier: tier.update(record))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -43,19 +42,6 @@ OFF, PREFIX, SPAN, SEMANTIC = (
     ReusePolicy(mode=mode) for mode in ("off", "prefix", "span", "semantic")
 )
 LIMIT = 1e-4  # max abs difference of float32 logits
-
-
-@pytest.fixture
-def tier(monkeypatch: pytest.MonkeyPatch) -> Moody:
-    made = Moody()
-    monkeypatch.setattr("semshare.engine.storage_setup.HostTier", lambda *_: made)
-    return made
-
-
-@pytest.fixture
-def engine(tier: Moody) -> Iterator[SemShare]:
-    with storing_engine() as made:
-        yield made
 
 
 @pytest.mark.parametrize("family", FAMILIES)

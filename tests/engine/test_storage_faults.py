@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from math import inf
 
@@ -13,25 +12,12 @@ from invariants import assert_consistent
 from prompts import answerable, words
 from test_storage import DONOR, MOVED, OFF, SPAN
 
-from semshare import SemShare
+from semshare import InvalidRequest, SemShare
 from semshare.engine import storage_writer
 from semshare.engine.stopwatch import Stopwatch
 
 PAGE = 16 * 1024  # bytes of a tiny engine's
 OTHER = words(300, 9)
-
-
-@pytest.fixture
-def tier(monkeypatch: pytest.MonkeyPatch) -> Moody:
-    made = Moody()
-    monkeypatch.setattr("semshare.engine.storage_setup.HostTier", lambda *_: made)
-    return made
-
-
-@pytest.fixture
-def engine(tier: Moody) -> Iterator[SemShare]:
-    with storing_engine() as made:
-        yield made
 
 
 def evict(engine: SemShare, donor_id: str) -> None:
@@ -126,6 +112,23 @@ def test_a_donor_that_is_being_encoded_takes_no_room_from_requests(
         settle(engine)
         assert len(engine.donors()) == 1
         assert_consistent(engine)
+
+
+def test_a_donor_that_can_not_be_encoded_stays_in_the_pool_alone(
+    tier: Moody, engine: SemShare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> object:
+        raise InvalidRequest("numbers beyond what int8 can express")
+
+    monkeypatch.setattr(storage_writer, "encode_donor", fails)
+    donor = engine.remember(DONOR)
+    assert engine.flush(30)
+    engine.update_donor(donor.id, pinned=True)
+    assert engine.flush(30)
+    assert list(tier.records()) == []
+    assert engine.library.get("default", donor.id).stored is None
+    assert engine.generate(MOVED, max_tokens=1, policy=SPAN).provenance.reused > 300
+    assert_consistent(engine)
 
 
 # ---- donors that are forgotten, and remembered again
