@@ -104,9 +104,11 @@ class DonorStorage:
             positions = plan.position[stored & (plan.donor == index)]
             chunks = self.stack.format.chunks_for(positions)
             try:
-                arrivals.append(self._begin(donor, chunks, min(within_s, self._load_timeout_s)))
+                begun = self._begin(donor, chunks, min(within_s, self._load_timeout_s))
             except PoolExhausted:
                 self.stack.counts.add("loads_without_room")
+            else:
+                arrivals += [] if begun is None else [begun]
         return arrivals
 
     def wait(self, arrivals: Sequence[Arrival], *, whole: bool) -> None:
@@ -155,8 +157,8 @@ class DonorStorage:
         self._readers.close()
         self.stack.close()
 
-    def _begin(self, donor: Donor, chunks: list[int], within_s: float) -> Arrival:
-        """Take pages for chunks of a donor, and let threads fill them.
+    def _begin(self, donor: Donor, chunks: list[int], within_s: float) -> Arrival | None:
+        """Take pages for chunks of a donor, and let threads fill them; None if it has expired.
 
         From now on the donor has these tokens in the pool.
 
@@ -169,6 +171,9 @@ class DonorStorage:
         n = len(donor.ids)
         tokens = sum(min(chunk_tokens, n - at * chunk_tokens) for at in chunks)
         pages = self._pool.allocate(tokens)
+        if self._library.find_by_id(donor.id) is not donor:  # its time was over meanwhile
+            self._pool.release(pages)
+            return None
         numbers = np.array(chunks)[:, None] * (chunk_tokens // size)
         numbers = (numbers + np.arange(chunk_tokens // size)).reshape(-1)[: len(pages)]
         self._pool.share(pages)  # for as long as threads write to them, whatever comes first

@@ -110,6 +110,8 @@ class Jobs:
         """Let jobs that are due by `until` queue again. The caller holds the condition."""
         for name in [name for name, one in self._waiting.items() if one.due <= until]:
             self._queue.setdefault(name, self._waiting[name].perform)
+            if name in self._urgent:
+                self._queue.move_to_end(name, last=False)
 
     def _run(self) -> None:
         while True:
@@ -132,7 +134,8 @@ class Jobs:
                 done = True
             with self._changed:
                 self._busy, self._current = False, None
-                self._urgent.discard(name)
+                if done:
+                    self._urgent.discard(name)
                 before = self._waiting.pop(name, None)
                 if not done and name not in self._queue:
                     delay = FIRST_RETRY_S if before is None else min(2 * before.delay, LAST_RETRY_S)

@@ -126,6 +126,7 @@ class StorageWriter:
     def _put(self, donor: Donor, vector: Vector, tiers: list[Tier]) -> bool:
         """Write a donor into tiers; those that don't answer stay in `tiers`, for the next time."""
         with self._lock:
+            self._pool.settle()  # what is over is no longer on its way
             if not self._is_known(donor):
                 self._stack.counts.add("too_late")  # it had to go before its turn came
                 return True
@@ -143,7 +144,8 @@ class StorageWriter:
                 self._stack.counts.add("donors_written")
             else:
                 with self._lock:
-                    self._library.no_longer_stored(donor.id)
+                    if not is_encoded or not self._stack.holders(donor.id):
+                        self._library.no_longer_stored(donor.id)
         return not tiers
 
     def _is_known(self, donor: Donor) -> bool:
@@ -189,7 +191,7 @@ class StorageWriter:
         """Bring a donor to the tiers above the one that it is read from."""
         holders = self._stack.holders(donor.id)
         above = self._stack.tiers[: self._stack.tiers.index(holders[0])] if holders else ()
-        if not above:
+        if not above or not self._is_known(donor):
             return True
         form, blobs = self._from_tiers(donor)
         record = self._record(donor, self._library.vectors.of(donor.ids), form)
@@ -216,8 +218,8 @@ class StorageWriter:
         return not self._stack.each(lambda tier: tier.remove(donor_id))
 
     def _check(self, donor_id: str) -> bool:
-        if not self._stack.holders(donor_id):
-            with self._lock:
+        with self._lock:
+            if not self._stack.holders(donor_id):
                 self._pool.settle()  # or it would seem to be in the pool
                 self._library.no_longer_stored(donor_id)
         return True
