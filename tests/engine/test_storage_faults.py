@@ -218,3 +218,28 @@ def test_what_is_evicted_while_it_is_written_can_be_forgotten(
     assert engine.flush(30)
     assert engine.donors() == []
     assert list(tier.records()) == []
+
+
+def test_a_donor_that_expires_while_room_is_made_for_it_holds_no_pages(
+    tier: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    with storing_engine(now=lambda: now) as engine:
+        engine.remember(DONOR, ttl_s=10)
+        push_out(engine)
+        allocate = engine.pool.allocate
+
+        def slow(n_slots: int) -> object:
+            nonlocal now
+            now = 2_000.0
+            engine.library.names  # noqa: B018 - whoever looks finds that its time is over
+            return allocate(n_slots)
+
+        monkeypatch.setattr(engine.pool, "allocate", slow)
+        assert engine.generate(MOVED, max_tokens=1, policy=SPAN).provenance.reused == 0
+        monkeypatch.undo()
+        settle(engine)
+        assert list(engine.library.residency.holders) == []
+        assert_consistent(engine)
+        push_out(engine)
+        assert list(tier.records()) == []
